@@ -1,0 +1,276 @@
+"""Every error that QRAF raises on purpose, in one short tree.
+
+Facts are attributes and are passed to `super().__init__` in order, so that an error crosses a process
+boundary (pickle) as itself. Prose is made in `__str__`. Each class also inherits the builtin that it resembles.
+`code`, `status` and `retryable` are what a client may see; `qraf.gateway.problems` alone turns them into answers.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "DuplicateId",
+    "EngineFailed",
+    "InvalidRequest",
+    "InvalidState",
+    "InvalidTopology",
+    "LimitExceeded",
+    "NoRoute",
+    "NodeDown",
+    "NotAllowed",
+    "NotAvailable",
+    "NotFound",
+    "ProtocolError",
+    "QrafError",
+    "ServerError",
+    "SessionClosed",
+    "SessionNotFound",
+    "StorageFailed",
+    "TopologyFault",
+]
+
+
+class QrafError(Exception):
+    """The root of the tree."""
+
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+
+class InvalidState(QrafError, ValueError):
+    """Numbers that are no quantum state, or shapes that do not fit: what was needed, what came."""
+
+    code, title, status = "invalid_state", "Not a valid state", 422
+
+    def __init__(self, name: str, need: str, got: str = "") -> None:
+        super().__init__(name, need, got)
+        self.name, self.need, self.got = name, need, got
+
+    def __str__(self) -> str:
+        return f"`{self.name}` must {self.need}" + (f", but {self.got}" if self.got else "")
+
+
+class InvalidRequest(QrafError, ValueError):
+    """A request that is understood but cannot be served as written; `pointer` is a JSON pointer to the fault."""
+
+    code, title, status = "invalid_request", "Invalid request", 422
+
+    def __init__(self, detail: str, pointer: str = "") -> None:
+        super().__init__(detail, pointer)
+        self.detail, self.pointer = detail, pointer
+
+    def __str__(self) -> str:
+        return f"{self.pointer}: {self.detail}" if self.pointer else self.detail
+
+
+class ProtocolError(QrafError, ValueError):
+    """A frame that breaks `qraf.v1`. `close` is the close code when the connection cannot go on."""
+
+    code, title, status = "protocol", "Protocol error", 400
+
+    def __init__(self, detail: str, pointer: str = "", close: int | None = None) -> None:
+        super().__init__(detail, pointer, close)
+        self.detail, self.pointer, self.close = detail, pointer, close
+
+    def __str__(self) -> str:
+        return f"{self.pointer}: {self.detail}" if self.pointer else self.detail
+
+
+class DuplicateId(ProtocolError):
+    """A command id that is still in use on this connection."""
+
+    code, title, status = "duplicate_id", "Duplicate id", 409
+
+    def __init__(self, id: str) -> None:
+        QrafError.__init__(self, id)
+        self.id = id
+        self.detail, self.pointer, self.close = f"command id '{id}' is still in use", "/id", None
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class TopologyFault:
+    """One fault of a topology file: where, what, why, and the nearest right name."""
+
+    __slots__ = ("column", "file", "hint", "line", "what")
+
+    def __init__(self, file: str, line: int, column: int, what: str, hint: str = "") -> None:
+        self.file, self.line, self.column, self.what, self.hint = file, line, column, what, hint
+
+    def __reduce__(self) -> tuple[type[TopologyFault], tuple[str, int, int, str, str]]:
+        return TopologyFault, (self.file, self.line, self.column, self.what, self.hint)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TopologyFault) and self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        return hash(self.__reduce__()[1])
+
+    def __repr__(self) -> str:
+        return f"TopologyFault({str(self)!r})"
+
+    def __str__(self) -> str:
+        text = f"{self.file}:{self.line}:{self.column}: {self.what}"
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+class InvalidTopology(QrafError, ValueError):
+    """A topology with faults, all of them at once."""
+
+    code, title, status = "invalid_topology", "Invalid topology", 422
+
+    def __init__(self, faults: tuple[TopologyFault, ...]) -> None:
+        super().__init__(tuple(faults))
+        self.faults = tuple(faults)
+
+    def __str__(self) -> str:
+        return "\n".join(str(fault) for fault in self.faults)
+
+
+class NotFound(QrafError, LookupError):
+    """A thing that is not there, by kind and name."""
+
+    code, title, status = "not_found", "Not found", 404
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(kind, name)
+        self.kind, self.name = kind, name
+
+    def __str__(self) -> str:
+        return f"no {self.kind} '{self.name}'"
+
+
+class SessionNotFound(NotFound):
+    """No such session."""
+
+    code, title = "session_not_found", "No such session"
+
+    def __init__(self, session: str) -> None:
+        QrafError.__init__(self, session)
+        self.kind, self.name = "session", session
+        self.session = session
+
+
+class SessionClosed(QrafError, RuntimeError):
+    """The session was deleted, expired or paused; `reason` says which."""
+
+    code, title, status = "session_closed", "Session closed", 409
+
+    def __init__(self, session: str, reason: str) -> None:
+        super().__init__(session, reason)
+        self.session, self.reason = session, reason
+
+    def __str__(self) -> str:
+        return f"session '{self.session}' is closed: {self.reason}"
+
+
+class NoRoute(QrafError, LookupError):
+    """No path joins two nodes under the current costs."""
+
+    code, title, status, retryable = "no_route", "No route", 503, True
+
+    def __init__(self, source: str, target: str, down: tuple[str, ...] = ()) -> None:
+        super().__init__(source, target, down)
+        self.source, self.target, self.down = source, target, down
+
+    def __str__(self) -> str:
+        text = f"no route from '{self.source}' to '{self.target}'"
+        return f"{text}; nodes down: {', '.join(self.down)}" if self.down else text
+
+
+class NodeDown(QrafError, ConnectionError):
+    """A node, or the host that runs it, does not answer. It is restarted; the same call may succeed later."""
+
+    code, title, status, retryable = "node_down", "Node down", 503, True
+
+    def __init__(self, node: str, reason: str = "") -> None:
+        super().__init__(node, reason)
+        self.node, self.reason = node, reason
+
+    def __str__(self) -> str:
+        return f"node '{self.node}' is down" + (f": {self.reason}" if self.reason else "")
+
+
+class EngineFailed(QrafError, ConnectionError):
+    """The language model's server refused, failed, or went away in the middle of an answer."""
+
+    code, title, status, retryable = "engine_failed", "Generator failed", 502, True
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(model, reason)
+        self.model, self.reason = model, reason
+
+    def __str__(self) -> str:
+        return f"generator '{self.model}' failed: {self.reason}"
+
+
+class LimitExceeded(QrafError, RuntimeError):
+    """A stated limit was reached: which, how much is allowed, how much came, and when to try again."""
+
+    code, title, status, retryable = "limit_exceeded", "Limit exceeded", 429, True
+
+    def __init__(self, limit: str, allowed: int, got: int | None = None, retry_after_ms: int | None = None) -> None:
+        super().__init__(limit, allowed, got, retry_after_ms)
+        self.limit, self.allowed, self.got, self.retry_after_ms = limit, allowed, got, retry_after_ms
+
+    def __str__(self) -> str:
+        text = f"`{self.limit}` allows {self.allowed}"
+        return text if self.got is None else f"{text}, but {self.got} came"
+
+
+class NotAllowed(QrafError, PermissionError):
+    """The caller may not do this."""
+
+    code, title, status = "not_allowed", "Not allowed", 403
+
+    def __init__(self, what: str, why: str = "") -> None:
+        super().__init__(what, why)
+        self.what, self.why = what, why
+
+    def __str__(self) -> str:
+        return f"not allowed: {self.what}" + (f"; {self.why}" if self.why else "")
+
+
+class NotAvailable(QrafError, NotImplementedError):
+    """Something that the interface names but this version does not have."""
+
+    code, title, status = "not_available", "Not available yet", 501
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} is not available yet"
+
+
+class StorageFailed(QrafError, OSError):
+    """The journal could not read or write; nothing that was not acknowledged is promised."""
+
+    code, title, status, retryable = "storage_failed", "Storage failed", 503, True
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(what, reason)
+        self.what, self.reason = what, reason
+
+    def __str__(self) -> str:
+        return f"{self.what} failed: {self.reason}"
+
+
+class ServerError(QrafError, RuntimeError):
+    """What a client raises when the server answered with an error: the server's own code, detail and advice."""
+
+    def __init__(
+        self, error_code: str, detail: str, pointer: str = "", can_retry: bool = False, retry_after_ms: int | None = None
+    ) -> None:
+        super().__init__(error_code, detail, pointer, can_retry, retry_after_ms)
+        self.error_code, self.detail, self.pointer = error_code, detail, pointer
+        self.can_retry, self.retry_after_ms = can_retry, retry_after_ms
+
+    def __str__(self) -> str:
+        where = f" at {self.pointer}" if self.pointer else ""
+        return f"{self.error_code}{where}: {self.detail}"
