@@ -1,0 +1,65 @@
+"""The service's own counts, in Prometheus types; the gateway adds the connections' and serves them.
+
+Base units; no session, item or tenant in a label.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from qraf.frames import NodeView
+
+__all__ = ["Meters"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Meters:
+    """One set of meters in a registry of its own, so that two services in a process do not collide."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.items = Counter("qraf_write_items", "Items written and acknowledged", ["node"], registry=registry)
+        self.write = Histogram(
+            "qraf_write_duration_seconds", "Write command to write.done", registry=registry, buckets=_SECONDS
+        )
+        self.recall = Histogram(
+            "qraf_recall_duration_seconds",
+            "Stages of a recall: encode, route, measure, join",
+            ["stage"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.first_token = Histogram(
+            "qraf_time_to_first_token_seconds", "Prompt to first delta", registry=registry, buckets=_SECONDS
+        )
+        self.between_tokens = Histogram(
+            "qraf_inter_token_latency_seconds", "Mean gap between tokens of a response", registry=registry, buckets=_SECONDS
+        )
+        self.tokens = Counter("qraf_tokens", "Tokens read by and written by generators", ["kind"], registry=registry)
+        self.routes = Counter("qraf_route_decisions", "Routes by outcome", ["outcome"], registry=registry)
+        self.responses = Counter("qraf_responses", "Ended responses by status", ["status"], registry=registry)
+        self.running = Gauge("qraf_responses_running", "Responses not ended yet", registry=registry)
+        self.restarts = Gauge("qraf_host_restarts", "Restarts of hosts since the server started", registry=registry)
+        self._bytes = Gauge("qraf_state_bytes", "Bytes held by the states of a node", ["node"], registry=registry)
+        self._figures = {
+            name: Gauge(f"qraf_state_{label}", text, ["node"], registry=registry)
+            for name, label, text in (
+                ("compression_ratio", "compression_ratio", "Bytes of float32 amplitudes that came in / bytes held"),
+                ("coherence_bits", "coherence_bits", "Relative entropy of coherence of the Gram state"),
+                ("entropy_bits", "entropy_bits", "Von Neumann entropy"),
+                ("purity", "purity_ratio", "Tr rho^2"),
+                ("fidelity", "fidelity_ratio", "Mean fidelity of coded to exact amplitudes"),
+            )
+        }
+        self._up = Gauge("qraf_node_up", "1 while the node answers", ["node"], registry=registry)
+
+    def see(self, views: tuple[NodeView, ...]) -> None:
+        """Take the gauges of the network from what the runtime last knew."""
+        for view in views:
+            self._up.labels(view.node).set(1.0 if view.up else 0.0)
+            if view.role != "memory":
+                continue
+            self._bytes.labels(view.node).set(view.bytes)
+            for name, gauge in self._figures.items():
+                gauge.labels(view.node).set(getattr(view.state, name))
