@@ -1,0 +1,318 @@
+"""From a text to evidence: prepare it as a state, route it, measure the nodes, join and rank what they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from qraf.actors.runtime import Runtime
+from qraf.clock import Clock
+from qraf.errors import InvalidRequest, NotFound
+from qraf.frames import EvidenceOut, RouteOut
+from qraf.network.placement import session_node
+from qraf.network.router import Router
+from qraf.network.topology import Topology
+from qraf.records import (
+    Evidence,
+    Figures,
+    Filter,
+    NodeAnswer,
+    Prompt,
+    RecallQuery,
+    Visit,
+    collection_memory,
+    session_memory,
+)
+from qraf.sessions.meters import Meters
+from qraf.sessions.registry import Sessions
+from qraf.storage.journal import Journal
+from qraf.text.lexicon import TOKENS_PER_WORD
+from qraf.text.prepare import prepare, prompt_text
+from qraf.times import to_rfc3339
+
+__all__ = ["Address", "Measurement", "Recaller", "choose", "evidence_out", "tokens_of"]
+
+
+def tokens_of(words: int) -> float:
+    """The estimate of tokens by which budgets are kept: 1.3 a word."""
+    return words * TOKENS_PER_WORD
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a prompt is asked of: the memories on each node, and the node that is asked in any case."""
+
+    memories: Mapping[str, tuple[str, ...]]
+    home: str | None = None
+    session: str | None = None
+
+    def keys(self) -> tuple[str, ...]:
+        """The memory keys, each once."""
+        return tuple(dict.fromkeys(key for keys in self.memories.values() for key in keys))
+
+
+@dataclass(slots=True)
+class Measurement:
+    """What a prompt's measurement gave so far."""
+
+    prompt: Prompt
+    route: RouteOut
+    answers: list[NodeAnswer] = field(default_factory=list)
+    late: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mass(self) -> float:
+        """The summed score of everything that was measured."""
+        return sum(answer.mass for answer in self.answers)
+
+    def figures(self, session: str | None) -> Figures:
+        """The session's figures; without a session, those of the memory that responded most."""
+        if session is not None:
+            for answer in self.answers:
+                if answer.memory == session_memory(session):
+                    return answer.figures
+        best = max(self.answers, key=lambda a: a.mass, default=None)
+        return best.figures if best is not None else Figures()
+
+    def not_visited(self) -> dict[str, str]:
+        """Nodes that were not asked, or did not answer, and why."""
+        return {**self.route.not_visited, **self.late}
+
+
+def choose(
+    evidence: Sequence[Evidence], *, k: int, token_budget: int | None, min_probability: float = 0.0
+) -> list[Evidence]:
+    """The first `k` by probability that fit the budget; what does not fit is passed over, not cut."""
+    chosen: list[Evidence] = []
+    spent = 0.0
+    for item in evidence:
+        if len(chosen) == k or item.probability < min_probability:
+            break
+        cost = tokens_of(item.words)
+        if token_budget is not None and spent + cost > token_budget:
+            continue
+        spent += cost
+        chosen.append(item)
+    return chosen
+
+
+def evidence_out(items: Sequence[Evidence]) -> tuple[EvidenceOut, ...]:
+    """Evidence as it goes over the wire, ranked from 1."""
+    return tuple(
+        EvidenceOut(
+            rank=rank,
+            item_id=item.item_id,
+            node=item.node,
+            probability=item.probability,
+            score=item.score,
+            text=item.text,
+            session=item.memory[2:] if item.memory.startswith("s/") else None,
+            collection=item.memory[2:] if item.memory.startswith("c/") else None,
+            speaker=item.speaker,
+            role=item.role,
+            at=to_rfc3339(item.at),
+            metadata=item.metadata,
+            terms=item.terms,
+        )
+        for rank, item in enumerate(items, 1)
+    )
+
+
+class Recaller:
+    """Routes and measures; holds the router and keeps what nodes advertise up to date."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        runtime: Runtime,
+        sessions: Sessions,
+        journal: Journal,
+        clock: Clock,
+        meters: Meters,
+    ) -> None:
+        self.router = Router(topology, clock)
+        self._topology, self._runtime, self._sessions = topology, runtime, sessions
+        self._journal, self._clock, self._meters = journal, clock, meters
+        self._is_stale = True
+        self._refreshing = asyncio.Lock()
+
+    def address(self, session: str | None, collections: Sequence[str] | None) -> Address:
+        """The memories that a session and collections name; `None` means every collection of the topology.
+
+        Raises:
+            InvalidRequest: a collection that no node holds, or nothing is addressed.
+        """
+        memories: dict[str, list[str]] = {}
+        home = None
+        if session is not None:
+            home = session_node(self._topology, session)
+            memories.setdefault(home, []).append(session_memory(session))
+        names = tuple(dict.fromkeys(self._topology.collections() if collections is None else collections))
+        for index, name in enumerate(names):
+            holders = self._topology.holders(name)
+            if not holders:
+                raise (
+                    NotFound("collection", name)
+                    if collections is None
+                    else InvalidRequest(
+                        f"no node holds a collection '{name}'; there are: "
+                        + (", ".join(sorted(self._topology.collections())) or "none"),
+                        f"/collections/{index}",
+                    )
+                )
+            for node in holders:
+                memories.setdefault(node, []).append(collection_memory(name))
+        if not memories:
+            raise InvalidRequest("name a session, a collection, or both", "/session")
+        return Address({node: tuple(keys) for node, keys in memories.items()}, home, session)
+
+    async def prepare(self, text: str, address: Address) -> Prompt:
+        """The prompt as a state: encoded without the names of those who speak in the memories it is asked of."""
+        speakers: dict[str, None] = {}
+        for key in address.keys():
+            speakers.update(dict.fromkeys(await self._sessions.speakers(key)))
+        with self._meters.recall.labels("encode").time():
+            rows = await self._runtime.encode([prompt_text(text, tuple(speakers))])
+        return prepare(text, tuple(speakers), rows[0])
+
+    def touch(self) -> None:
+        """What nodes advertise may have changed: ask again before the next route."""
+        self._is_stale = True
+
+    async def refresh(self) -> None:
+        """Bring the router up to date with advertisements, the pooled state, and the nodes' health."""
+        for node, health in self._runtime.health.items():
+            self.router.observe(node, latency_ms=health.latency_ms, load=health.load, up=health.up)
+        if not self._is_stale:
+            return
+        async with self._refreshing:
+            if not self._is_stale:
+                return
+            self._is_stale = False
+            try:
+                self.router.advertise(await self._runtime.advertisements())
+                if (pooled := await self._runtime.pooled_sketch()) is not None:
+                    self.router.pooled(pooled)
+            except BaseException:
+                self._is_stale = True
+                raise
+
+    async def route(
+        self,
+        prompt: Prompt,
+        address: Address,
+        *,
+        max_visits: int | None = None,
+        deadline_ms: float | None = None,
+        explain: bool = False,
+        model: str | None = None,
+    ) -> RouteOut:
+        """The nodes to measure, with reasons.
+
+        Raises:
+            NoRoute: no node that is asked can be reached.
+        """
+        await self.refresh()
+        with self._meters.recall.labels("route").time():
+            route = self.router.route(
+                prompt,
+                address.memories,
+                required=(address.home,) if address.home is not None else (),
+                max_visits=max_visits,
+                deadline_ms=deadline_ms,
+                explain=explain,
+                model=model,
+            )
+        self._meters.routes.labels("partial" if route.not_visited else "full").inc()
+        return route
+
+    async def measure(
+        self,
+        measurement: Measurement,
+        address: Address,
+        *,
+        k: int,
+        filter: Filter | None = None,
+        as_of: float | None = None,
+        explain: bool = False,
+        deadline_ms: float | None = None,
+    ) -> AsyncIterator[NodeAnswer]:
+        """Ask the routed nodes at once; yields each answer as it comes and keeps it in `measurement`.
+
+        A node that fails or is later than `deadline_ms` is noted in `measurement.late`; the others count.
+        """
+        query = RecallQuery(measurement.prompt, k=k, filter=filter, as_of=as_of, explain=explain)
+        asked = [hop.node for hop in measurement.route.hops if hop.measured]
+        visits = [Visit(node, key, query) for node in asked for key in address.memories.get(node, ())]
+        waiting = {(visit.node, visit.memory) for visit in visits}
+        when = None if deadline_ms is None else asyncio.get_running_loop().time() + deadline_ms / 1000
+        answers = self._runtime.recall(visits)
+        with self._meters.recall.labels("measure").time():
+            async with contextlib.aclosing(answers):
+                while waiting:
+                    try:
+                        async with asyncio.timeout_at(when):  # around the wait alone: the reader's time is its own
+                            answer = await anext(answers)
+                    except StopAsyncIteration:
+                        break
+                    except TimeoutError:
+                        for node, _ in waiting:
+                            measurement.late[node] = f"no answer within {deadline_ms:g} ms"
+                        break
+                    waiting.discard((answer.node, answer.memory))
+                    if answer.error:
+                        measurement.late[answer.node] = answer.error
+                    else:
+                        measurement.answers.append(answer)
+                    yield answer
+
+    async def evidence(
+        self,
+        measurement: Measurement,
+        *,
+        k: int,
+        token_budget: int | None,
+        min_probability: float = 0.0,
+    ) -> tuple[list[Evidence], float]:
+        """The chosen evidence with texts, by falling probability, and its coverage (their summed probability)."""
+        mass = measurement.mass
+        merged = [item for answer in measurement.answers for item in answer.evidence if item.score > 0]
+        merged.sort(key=lambda item: (-item.score, item.at, item.seq))
+        ranked = (
+            [msgspec.structs.replace(item, probability=min(1.0, item.score / mass)) for item in merged] if mass else []
+        )
+        with self._meters.recall.labels("join").time():
+            # twice as many as asked, so that a few items that were forgotten meanwhile do not shorten the list
+            ahead = choose(ranked, k=2 * k, token_budget=None, min_probability=min_probability)
+            texts = await asyncio.to_thread(self._journal.fetch, [item.seq for item in ahead]) if ahead else {}
+        joined = [
+            msgspec.structs.replace(
+                item,
+                item_id=found.item_id,
+                text=found.text,
+                speaker=found.speaker,
+                role=found.role,
+                at=found.at,
+                metadata=found.metadata,
+            )
+            for item in ahead
+            if (found := texts.get(item.seq)) is not None
+        ]
+        chosen = choose(joined, k=k, token_budget=token_budget, min_probability=min_probability)
+        return chosen, min(1.0, sum(item.probability for item in chosen))
+
+    def settled(self, measurement: Measurement) -> RouteOut:
+        """The route as it was in the end: what did not answer is no longer `measured`."""
+        if not measurement.late:
+            return measurement.route
+        hops = tuple(
+            msgspec.structs.replace(hop, measured=False, why=measurement.late[hop.node])
+            if hop.node in measurement.late
+            else hop
+            for hop in measurement.route.hops
+        )
+        return msgspec.structs.replace(measurement.route, hops=hops, not_visited=measurement.not_visited())

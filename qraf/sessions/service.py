@@ -1,0 +1,439 @@
+"""What the gateway talks to: sessions, writes, recall, responses and the network, in the words of the frames."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from qraf import __version__
+from qraf.actors.runtime import Runtime
+from qraf.clock import Clock, SystemClock
+from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, NotFound, QrafError, SessionClosed
+from qraf.filters import validate
+from qraf.frames import (
+    Enhance,
+    GenerateChoice,
+    NodeView,
+    Recall,
+    RecallDone,
+    RouteOut,
+    SessionOpen,
+    SessionOpened,
+    Write,
+    WriteDone,
+)
+from qraf.network.placement import item_node, session_node
+from qraf.network.topology import Topology
+from qraf.records import Figures, Filter, ForgetReceipt, Item, collection_memory, session_memory
+from qraf.sessions.enhance import Enhancer
+from qraf.sessions.meters import Meters
+from qraf.sessions.recall import Address, Measurement, Recaller, evidence_out
+from qraf.sessions.registry import Sessions
+from qraf.sessions.responses import Response, Responses
+from qraf.sessions.write import Writer
+from qraf.settings import Settings
+from qraf.storage.journal import Journal, SessionRecord
+from qraf.text.generator import Generator
+from qraf.times import parse_time
+
+__all__ = ["Service"]
+
+log = logging.getLogger(__name__)
+
+_KEEP_UP_S = 0.2
+_SWEEP_S = 5.0
+
+
+class Service:
+    """One server's life above the transport. `start` before use, `close` after; both may be called once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology,
+        journal: Journal,
+        runtime: Runtime,
+        clock: Clock | None = None,
+    ) -> None:
+        clock = clock or SystemClock()
+        self.settings, self.topology, self.clock = settings, topology, clock
+        self.version = __version__
+        self.meters = Meters()
+        self.runtime, self.journal = runtime, journal
+        self.sessions = Sessions(journal, topology, clock)
+        self.writer = Writer(settings.limits, journal, runtime, self.sessions, topology, clock)
+        self.recaller = Recaller(topology, runtime, self.sessions, journal, clock, self.meters)
+        self.enhancer = Enhancer(topology, self.recaller, self.writer, self._generator, clock, self.meters)
+        limits = settings.limits
+        self.responses = Responses(
+            clock,
+            max_running=limits.max_running_responses,
+            max_kept=limits.kept_responses,
+            kept_s=limits.kept_response_s,
+        )
+        self._generators: dict[str, Generator] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._down_since: dict[str, float] = {}
+        self._state = "new"
+
+    # ------------------------------------------------------------------------------------------------ life
+    async def start(self) -> None:
+        """Start the runtime and what keeps this service up to date; returns when nodes answer."""
+        if self._state != "new":
+            raise RuntimeError(f"a service starts once; this one is {self._state}")
+        self._state = "starting"
+        await self.runtime.start()
+        await self.writer.start()
+        await self.recaller.refresh()
+        self._own(self._keep_up(), "keep up")
+        self._own(self._sweep(), "sweep")
+        self._state = "ready"
+
+    async def close(self) -> None:
+        """End the running responses, then everything else; what was acknowledged is in the journal."""
+        if self._state in ("closing", "closed"):
+            return
+        self._state = "closing"
+        for response in self.responses.all_running():
+            response.cancel("shutdown")
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for generator in self._generators.values():
+            await generator.close()
+        await self.writer.close()
+        await self.runtime.close()
+        self._state = "closed"
+
+    def _own(self, work: Any, name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _keep_up(self) -> None:
+        while True:
+            try:
+                self._note_health()
+                self.recaller.touch()
+                await self.recaller.refresh()
+                self.meters.see(self.network())
+            except QrafError as error:
+                log.warning("the router keeps what it knew: %s", error)
+            except Exception:
+                log.exception("keeping up failed")
+            await asyncio.sleep(_KEEP_UP_S)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            try:
+                self.responses.sweep()
+                for session in await self.sessions.expired():
+                    await self.delete_session(session)
+            except Exception:
+                log.exception("the sweep failed")
+
+    def _note_health(self) -> None:
+        now = self.clock.now()
+        for node, health in self.runtime.health.items():
+            if health.up:
+                self._down_since.pop(node, None)
+            else:
+                self._down_since.setdefault(node, now)
+
+    def _generator(self, node: str) -> Generator:
+        if node not in self._generators:
+            self._generators[node] = Generator(lambda: self.runtime.endpoint(node), self.settings.generator)
+        return self._generators[node]
+
+    # ------------------------------------------------------------------------------------------------ commands
+    async def open_session(self, request: SessionOpen) -> SessionOpened:
+        """Open or make a session.
+
+        Raises:
+            SessionNotFound: it is not there and `create` is false.
+            SessionClosed: it is paused.
+            InvalidRequest: a name, a ttl or metadata that cannot be.
+        """
+        record, created = await self.sessions.open(request.session, request.metadata, request.ttl_s, request.create)
+        if record.state == "paused":
+            raise SessionClosed(record.id, "it is paused")
+        node = session_node(self.topology, record.id)
+        health = self.runtime.health.get(node)
+        figures = Figures() if created else await self.runtime.figures(node, session_memory(record.id))
+        return SessionOpened(
+            id=request.id,
+            session=record.id,
+            created=created,
+            node=node,
+            epoch=health.epoch if health is not None else 0,
+            state=figures,
+        )
+
+    async def write(self, request: Write) -> WriteDone:
+        """Write items: durable and absorbed on return."""
+        if request.session is not None:
+            await self._session(request.session)
+        started = self.clock.monotonic()
+        result = await self.writer.write(
+            session=request.session, collection=request.collection, items=request.items, id=request.id
+        )
+        self.meters.write.observe(self.clock.monotonic() - started)
+        if request.session is not None:
+            self.meters.items.labels(session_node(self.topology, request.session)).inc(result.accepted)
+        else:
+            for node in self.topology.holders(request.collection or ""):
+                share = sum(item_node(self.topology, request.collection or "", i) == node for i in result.item_ids)
+                self.meters.items.labels(node).inc(share)
+        self.recaller.touch()
+        return result
+
+    async def recall(self, request: Recall) -> RecallDone:
+        """Evidence for a text."""
+        started = self.clock.monotonic()
+        self._check_text(request.text, "/text")
+        self._check_k(request.k, "/k")
+        _check_budget(request.token_budget, "/token_budget")
+        if request.filter is not None:
+            validate(request.filter)
+        if request.session is not None:
+            await self._session(request.session)
+        address = self.recaller.address(request.session, request.collections)
+        as_of = None if request.as_of is None else parse_time(request.as_of, "/as_of")
+        prompt = await self.recaller.prepare(request.text, address)
+        route = await self.recaller.route(prompt, address, max_visits=request.max_visits, explain=request.explain)
+        measurement = Measurement(prompt, route)
+        async for _ in self.recaller.measure(
+            measurement,
+            address,
+            k=2 * request.k,
+            filter=request.filter,
+            as_of=as_of,
+            explain=request.explain,
+            deadline_ms=self.topology.routing.deadline_ms,
+        ):
+            pass
+        if not measurement.answers and measurement.late:
+            node, why = next(iter(measurement.late.items()))
+            raise NodeDown(node, why)
+        evidence, coverage = await self.recaller.evidence(measurement, k=request.k, token_budget=request.token_budget)
+        return RecallDone(
+            id=request.id,
+            evidence=evidence_out(evidence),
+            coverage=coverage,
+            route=self.recaller.settled(measurement),
+            state=measurement.figures(request.session),
+            ms=(self.clock.monotonic() - started) * 1000,
+        )
+
+    async def enhance(self, request: Enhance, owner: str) -> Response:
+        """Start a response; its frames follow from `Response.frames()`.
+
+        Raises:
+            LimitExceeded: too many run. InvalidRequest, SessionNotFound, SessionClosed: nothing was started.
+        """
+        if self._state != "ready":
+            raise LimitExceeded("responses while the server stops", 0, retry_after_ms=1000)
+        self._check_text(request.prompt, "/prompt")
+        self._check_k(request.evidence.k, "/evidence/k")
+        _check_budget(request.evidence.token_budget, "/evidence/token_budget")
+        if request.evidence.filter is not None:
+            validate(request.evidence.filter)
+        if request.evidence.as_of is not None:
+            parse_time(request.evidence.as_of, "/evidence/as_of")
+        self._check_generate(request)
+        if request.remember and request.session is None:
+            raise InvalidRequest("`remember` needs a `session` to write to", "/remember")
+        if request.session is not None:
+            await self._session(request.session)
+        address: Address = self.recaller.address(request.session, request.collections)
+        response = self.responses.create(request.id, owner)
+        task = self._own(self.enhancer.run(response, request, address), f"response {response.id}")
+        response.task = task
+        # a task that is cancelled before its first step runs no `finally`
+        task.add_done_callback(lambda _: response.end("cancelled", response.cancel_reason or "cancelled"))
+        return response
+
+    def response(self, target: str, owner: str | None = None) -> Response | None:
+        """A response by id, stream, or the owner's command id."""
+        return self.responses.find(target, owner)
+
+    # ------------------------------------------------------------------------------------------------ sessions
+    async def list_sessions(self, cursor: str | None, limit: int) -> tuple[list[SessionRecord], str | None]:
+        """A page of sessions."""
+        return await self.sessions.list(cursor, limit)
+
+    async def get_session(self, session: str) -> SessionRecord:
+        """A session's record; raises SessionNotFound."""
+        return await self.sessions.get(session)
+
+    async def pause_session(self, session: str) -> SessionRecord:
+        """Refuse writes and prompts until it is resumed."""
+        return await self.sessions.pause(session)
+
+    async def resume_session(self, session: str) -> SessionRecord:
+        """Accept writes and prompts again."""
+        return await self.sessions.resume(session)
+
+    async def delete_session(self, session: str) -> ForgetReceipt:
+        """Forget everything of a session, then the session."""
+        await self.sessions.get(session)
+        memory, node = session_memory(session), session_node(self.topology, session)
+        before = Figures()
+        with contextlib.suppress(QrafError):  # a node that is down must not keep a session from being forgotten
+            before = await self.runtime.figures(node, memory)
+        await self.sessions.delete(session)
+        forgotten = await asyncio.to_thread(self.journal.drop_memory, memory)
+        with contextlib.suppress(QrafError):
+            await self.runtime.drop(node, memory)
+        return ForgetReceipt(memory, forgotten, before, Figures())
+
+    async def figures(self, session: str) -> Figures:
+        """What a session's state measures."""
+        await self.sessions.get(session)
+        return await self.runtime.figures(session_node(self.topology, session), session_memory(session))
+
+    # ------------------------------------------------------------------------------------------------ items
+    async def get_item(self, session: str | None, collection: str | None, item_id: str) -> Item:
+        """One item with its text; raises NotFound."""
+        memory = await self._memory(session, collection)
+        item = await asyncio.to_thread(self.journal.find, memory, item_id)
+        if item is None:
+            raise NotFound("item", item_id)
+        return item
+
+    async def list_items(
+        self, session: str | None, collection: str | None, cursor: str | None, limit: int, filter: Filter | None = None
+    ) -> tuple[list[Item], str | None]:
+        """A page of items in the order they were written."""
+        if filter is not None:
+            validate(filter)
+        memory = await self._memory(session, collection)
+        return await asyncio.to_thread(self.journal.page, memory, cursor, limit, filter)
+
+    async def delete_item(self, session: str | None, collection: str | None, item_id: str) -> ForgetReceipt:
+        """Forget one item; raises NotFound."""
+        item = await self.get_item(session, collection, item_id)
+        return (await self._forget(await self._memory(session, collection), [item]))[0]
+
+    async def forget(
+        self, session: str | None, collection: str | None, filter: Filter, dry_run: bool = False
+    ) -> tuple[int, list[ForgetReceipt]]:
+        """Forget every item that matches; with `dry_run`, count them only."""
+        validate(filter)
+        memory = await self._memory(session, collection)
+        items: list[Item] = []
+        cursor: str | None = None
+        while True:
+            page, cursor = await asyncio.to_thread(self.journal.page, memory, cursor, 200, filter)
+            items += page
+            if cursor is None:
+                break
+        if dry_run or not items:
+            return len(items), []
+        return len(items), await self._forget(memory, items)
+
+    async def _forget(self, memory: str, items: Sequence[Item]) -> list[ForgetReceipt]:
+        by_node: dict[str, list[int]] = {}
+        for item in items:
+            if memory.startswith("s/"):
+                node = session_node(self.topology, memory[2:])
+            else:
+                node = item_node(self.topology, memory[2:], item.item_id)
+            by_node.setdefault(node, []).append(item.seq)
+        # the journal first: whatever dies after this, a rebuilt memory does not know the items any more
+        await asyncio.to_thread(self.journal.tombstone, memory, [item.seq for item in items])
+        receipts = []
+        for node, seqs in by_node.items():
+            try:
+                receipts.append(await self.runtime.forget(node, memory, seqs))
+            except QrafError as error:
+                log.warning("node %s rebuilds without what was forgotten: %s", node, error)
+                receipts.append(ForgetReceipt(memory, len(seqs), Figures(), Figures()))
+        self.recaller.touch()
+        return receipts
+
+    # ------------------------------------------------------------------------------------------------ network
+    async def route(
+        self, prompt: str, max_visits: int | None = None, explain: bool = False, session: str | None = None
+    ) -> RouteOut:
+        """Where a prompt would go, without measuring anything."""
+        self._check_text(prompt, "/prompt")
+        address = self.recaller.address(session, None)
+        prepared = await self.recaller.prepare(prompt, address)
+        return await self.recaller.route(prepared, address, max_visits=max_visits, explain=explain)
+
+    def network(self) -> tuple[NodeView, ...]:
+        """Every node as the runtime last knew it."""
+        return self.runtime.views()
+
+    def health(self) -> dict[str, Any]:
+        """Whether the server can do its work, and what is degraded since when."""
+        self._note_health()
+        degraded = [
+            {"what": f"node {node}", "since": since, "detail": "down; it is being restarted"}
+            for node, since in sorted(self._down_since.items())
+        ]
+        return {"ready": self._state == "ready" and not degraded, "state": self._state, "degraded": degraded}
+
+    # ------------------------------------------------------------------------------------------------ checks
+    async def _session(self, session: str) -> SessionRecord:
+        record = await self.sessions.get(session)
+        if record.state == "paused":
+            raise SessionClosed(session, "it is paused")
+        return record
+
+    async def _memory(self, session: str | None, collection: str | None) -> str:
+        if (session is None) == (collection is None):
+            raise InvalidRequest("name exactly one of `session` and `collection`", "/session")
+        if session is not None:
+            await self.sessions.get(session)
+            return session_memory(session)
+        if not self.topology.holders(collection or ""):
+            raise NotFound("collection", collection or "")
+        return collection_memory(collection or "")
+
+    def _check_text(self, text: str, pointer: str) -> None:
+        if not text.strip():
+            raise InvalidRequest("must not be empty", pointer)
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size > self.settings.limits.max_prompt_bytes:
+            raise InvalidRequest(f"may have {self.settings.limits.max_prompt_bytes} bytes, but has {size}", pointer)
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise InvalidRequest("must be valid Unicode, but has a lone surrogate", pointer)
+
+    def _check_k(self, k: int, pointer: str) -> None:
+        if not 1 <= k <= self.settings.limits.max_k:
+            raise InvalidRequest(f"must be 1 to {self.settings.limits.max_k}, but is {k}", pointer)
+
+    def _check_generate(self, request: Enhance) -> None:
+        choice = request.generate
+        if not isinstance(choice, GenerateChoice):
+            return
+        bounds: tuple[tuple[str, float, float, float], ...] = (
+            ("max_tokens", choice.max_tokens, 1, self.settings.limits.max_tokens),
+            ("temperature", choice.temperature, 0.0, 2.0),
+            ("top_p", choice.top_p, 0.0, 1.0),
+        )
+        for name, value, low, high in bounds:
+            if not low <= value <= high:
+                raise InvalidRequest(f"must be {low:g} to {high:g}, but is {value:g}", f"/generate/{name}")
+        if len(choice.stop) > 8 or any(not stop for stop in choice.stop):
+            raise InvalidRequest("must be at most 8 strings, none empty", "/generate/stop")
+        if choice.model is not None:
+            known = {name for node in self.topology.generators() for name in (node.name, node.model) if name}
+            if choice.model not in known:
+                raise InvalidRequest(
+                    f"no generator '{choice.model}'; there are: {', '.join(sorted(known)) or 'none'}", "/generate/model"
+                )
+        if request.metrics is not None and request.metrics.every_ms < 100:
+            raise InvalidRequest("must be at least 100", "/metrics/every_ms")
+
+
+def _check_budget(budget: int | None, pointer: str) -> None:
+    if budget is not None and budget < 1:
+        raise InvalidRequest(f"must be at least 1, but is {budget}", pointer)
