@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "CannotConnect",
+    "ConnectionLost",
     "DuplicateId",
     "EngineFailed",
     "InvalidRequest",
@@ -27,6 +29,7 @@ __all__ = [
     "SessionClosed",
     "SessionNotFound",
     "StorageFailed",
+    "TimedOut",
     "TopologyFault",
 ]
 
@@ -274,3 +277,38 @@ class ServerError(QrafError, RuntimeError):
     def __str__(self) -> str:
         where = f" at {self.pointer}" if self.pointer else ""
         return f"{self.error_code}{where}: {self.detail}"
+
+
+class ConnectionLost(QrafError, ConnectionError):
+    """What a client raises in every waiting call when its connection ends: the url, why, and the close code."""
+
+    code, title, status, retryable = "connection_lost", "Connection lost", 503, True
+
+    def __init__(self, url: str, reason: str, close: int | None = None) -> None:
+        super().__init__(url, reason, close)
+        self.url, self.reason, self.close = url, reason, close
+
+    def __str__(self) -> str:
+        return f"connection to {self.url} is lost: {self.reason}" + (f" (close code {self.close})" if self.close else "")
+
+
+class CannotConnect(ConnectionLost):
+    """What a client raises when no server answers, or none that speaks `qraf.v1`."""
+
+    code, title = "cannot_connect", "Cannot connect"
+
+    def __str__(self) -> str:
+        return f"no server at {self.url}: {self.reason}"
+
+
+class TimedOut(QrafError, TimeoutError):
+    """What a client raises when an answer does not come in the time that it was given."""
+
+    code, title, status, retryable = "timed_out", "Timed out", 504, True
+
+    def __init__(self, what: str, timeout_s: float) -> None:
+        super().__init__(what, timeout_s)
+        self.what, self.timeout_s = what, timeout_s
+
+    def __str__(self) -> str:
+        return f"{self.what} took longer than {self.timeout_s:g} s"
