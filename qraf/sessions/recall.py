@@ -50,7 +50,7 @@ class Address:
     home: str | None = None
     session: str | None = None
 
-    def keys(self) -> tuple[str, ...]:
+    def memory_keys(self) -> tuple[str, ...]:
         """The memory keys, each once."""
         return tuple(dict.fromkeys(key for keys in self.memories.values() for key in keys))
 
@@ -173,7 +173,7 @@ class Recaller:
     async def prepare(self, text: str, address: Address) -> Prompt:
         """The prompt as a state: encoded without the names of those who speak in the memories it is asked of."""
         speakers: dict[str, None] = {}
-        for key in address.keys():
+        for key in address.memory_keys():
             speakers.update(dict.fromkeys(await self._sessions.speakers(key)))
         with self._meters.recall.labels("encode").time():
             rows = await self._runtime.encode([prompt_text(text, tuple(speakers))])

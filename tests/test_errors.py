@@ -1,0 +1,49 @@
+"""Every error crosses a process boundary as itself."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from qraf import errors
+
+SAMPLES = [
+    errors.InvalidState("rho", "have shape (..., d, d)", "it has (2, 3)"),
+    errors.InvalidRequest("must be at least 1", "/k"),
+    errors.ProtocolError("not JSON", "", 4400),
+    errors.DuplicateId("7"),
+    errors.InvalidTopology((errors.TopologyFault("a.yaml", 3, 5, "unknown node 'x'", "did you mean 'y'?"),)),
+    errors.NotFound("item", "itm_1"),
+    errors.SessionNotFound("ses_1"),
+    errors.SessionClosed("ses_1", "it is paused"),
+    errors.NoRoute("a", "b", ("c",)),
+    errors.NodeDown("a", "host died"),
+    errors.EngineFailed("smollm2", "gone"),
+    errors.LimitExceeded("max_k", 200, 201, 5),
+    errors.NotAllowed("listening on 0.0.0.0", "there is no authentication yet"),
+    errors.NotAvailable("auth.refresh"),
+    errors.StorageFailed("commit", "disk full"),
+    errors.ServerError("not_found", "no item", "/item", False, None),
+]
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda e: type(e).__name__)
+def test_error_survives_pickling_with_its_facts(error: errors.QrafError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_every_class_is_sampled() -> None:
+    classes = {c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.QrafError)}
+    assert classes - {errors.QrafError} == {type(error) for error in SAMPLES}
+
+
+def test_every_error_says_something_and_is_in_the_list() -> None:
+    for error in SAMPLES:
+        assert str(error).strip()
+        assert type(error).__name__ in errors.__all__
+        assert 400 <= error.status < 600
