@@ -26,6 +26,9 @@ SAMPLES = [
     errors.NotAvailable("auth.refresh"),
     errors.StorageFailed("commit", "disk full"),
     errors.ServerError("not_found", "no item", "/item", False, None),
+    errors.CannotConnect("ws://127.0.0.1:1", "refused"),
+    errors.ConnectionLost("the server closed", 1001),
+    errors.TimedOut("write", 5.0),
 ]
 
 

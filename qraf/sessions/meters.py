@@ -34,7 +34,10 @@ class Meters:
             "qraf_time_to_first_token_seconds", "Prompt to first delta", registry=registry, buckets=_SECONDS
         )
         self.between_tokens = Histogram(
-            "qraf_inter_token_latency_seconds", "Mean gap between tokens of a response", registry=registry, buckets=_SECONDS
+            "qraf_inter_token_latency_seconds",
+            "Mean gap between tokens of a response",
+            registry=registry,
+            buckets=_SECONDS,
         )
         self.tokens = Counter("qraf_tokens", "Tokens read by and written by generators", ["kind"], registry=registry)
         self.routes = Counter("qraf_route_decisions", "Routes by outcome", ["outcome"], registry=registry)
