@@ -1,1 +1,1 @@
-
+"""Floor 1: the journal, in SQL."""
