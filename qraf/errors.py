@@ -289,7 +289,8 @@ class ConnectionLost(QrafError, ConnectionError):
         self.url, self.reason, self.close = url, reason, close
 
     def __str__(self) -> str:
-        return f"connection to {self.url} is lost: {self.reason}" + (f" (close code {self.close})" if self.close else "")
+        text = f"connection to {self.url} is lost: {self.reason}"
+        return f"{text} (close code {self.close})" if self.close else text
 
 
 class CannotConnect(ConnectionLost):

@@ -1,0 +1,148 @@
+"""A response while it streams: its frames, its text, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Self
+
+from qraf.client.connection import Connection
+from qraf.client.inbox import Inbox
+from qraf.errors import ConnectionLost, InvalidRequest, ServerError
+from qraf.frames import (
+    Cancel,
+    Enhance,
+    EvidenceOut,
+    ResponseCreated,
+    ResponseDelta,
+    ResponseDone,
+    ResponseEvidence,
+    ResponseHop,
+    ResponseRoute,
+    ServerFrame,
+)
+
+__all__ = ["Response"]
+
+
+class Response:
+    """One response, read once: `async for frame in response`, or `async for piece in response.texts()`.
+
+    Nothing is sent before the first frame is asked for. Leaving the loop, by `break`, by an error or by cancellation,
+    cancels the response at the server within one token; `async with response:` does so at the end of the block at
+    the latest. While it is read the parts are gathered: `created`, `route`, `hops`, `evidence`, `text`, `done`.
+
+    A reader that is slow delays no other call on the same connection: waiting deltas are joined without loss, and a
+    response with more than 4 MiB of unread text ends, alone, with `LimitExceeded`.
+
+    Raises, while it is read:
+        ServerError: the command was refused. (A response that fails later ends with `done.status == "failed"`.)
+        ConnectionLost: the connection ended first.
+        TimedOut: the server sent nothing for the client's `timeout_s`.
+    """
+
+    def __init__(self, connection: Connection, command: Enhance) -> None:
+        self._connection, self._command = connection, command
+        self._inbox = Inbox()
+        self._is_started = False
+        self.created: ResponseCreated | None = None
+        self.route: ResponseRoute | None = None
+        self.hops: list[ResponseHop] = []
+        self.evidence: tuple[EvidenceOut, ...] = ()
+        self.coverage = 0.0
+        self.text = ""
+        self.done: ResponseDone | None = None
+
+    @property
+    def id(self) -> str:
+        """The response's id, as `GET /v1/responses/{id}` knows it; empty until it was created."""
+        return self.created.response if self.created else ""
+
+    async def __aiter__(self) -> AsyncGenerator[ServerFrame]:
+        await self._start()
+        try:
+            while self.done is None:
+                frame = await self._inbox.get(self._connection.timeout_s, "the next frame of a response")
+                if frame is None:
+                    break
+                self._gather(frame)
+                yield frame
+        finally:
+            await self._leave()
+
+    async def texts(self) -> AsyncGenerator[str]:
+        """Yield the pieces of generated text as they come."""
+        async with contextlib.aclosing(self.__aiter__()) as frames:
+            async for frame in frames:
+                if isinstance(frame, ResponseDelta):
+                    yield frame.text
+
+    async def result(self) -> ResponseDone:
+        """Read to the end and return it; `text`, `evidence` and the rest are filled then.
+
+        Raises:
+            ServerError: the response failed.
+        """
+        if self.done is None:
+            async with contextlib.aclosing(self.__aiter__()) as frames:
+                async for _ in frames:
+                    pass
+        assert self.done is not None
+        if self.done.status == "failed" and self.done.error is not None:
+            error = self.done.error
+            raise ServerError(error.code, error.detail, error.pointer, error.retryable, error.retry_after_ms)
+        return self.done
+
+    async def cancel(self) -> None:
+        """Ask the server to stop; go on reading to see `response.done`. Harmless when late, too early, or twice."""
+        if self._is_started and self.done is None:
+            target = self.created.stream if self.created else self._command.id
+            await self._connection.send(Cancel(id=self._connection.next_id(), target=target))
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leave()
+
+    # -------------------------------------------------------------------------------------------------- inside
+    async def _start(self) -> None:
+        if self._is_started:
+            if self.created is None and self.done is None:
+                return  # entered by `async with`, now read
+            raise InvalidRequest("a response is read once; what it held is in its attributes")
+        self._is_started = True
+        self._connection.expect_stream(self._command.id, self._inbox)
+        try:
+            await self._connection.send(self._command)
+        except BaseException:
+            self._connection.leave(self._inbox)
+            raise
+
+    async def _leave(self) -> None:
+        self._connection.leave(self._inbox)
+        if self.done is None:
+            with contextlib.suppress(ConnectionLost, TimeoutError):
+                async with asyncio.timeout(5):
+                    await self.cancel()
+            self._inbox.close(drop=True)
+
+    def _gather(self, frame: ServerFrame) -> None:
+        match frame:
+            case ResponseCreated():
+                self.created = frame
+            case ResponseRoute():
+                self.route = frame
+            case ResponseHop():
+                self.hops.append(frame)
+            case ResponseEvidence():
+                self.evidence, self.coverage = frame.items, frame.coverage
+            case ResponseDelta():
+                self.text += frame.text
+            case ResponseDone():
+                self.done = frame
