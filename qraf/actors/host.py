@@ -1,0 +1,319 @@
+"""A host: the nodes of one process, their encoder and their epoch. Plain and thread-safe; what runs it is elsewhere.
+
+A fresh host has no epoch and refuses work until `adopt` gives it a name and one. Every call carries the caller's epoch;
+any other is refused, so that a process that was believed dead cannot answer for its successor.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qraf.actors.encoding import EncodeQueue
+from qraf.actors.messages import Absorb, HostReport, Spell
+from qraf.actors.node import Node
+from qraf.clock import Clock, SystemClock
+from qraf.errors import NodeDown, QrafError, StorageFailed
+from qraf.records import Advertisement, Figures, ForgetReceipt, Item, NodeAnswer, NodeStats, Visit
+from qraf.states.sketch import Sketch
+from qraf.storage.journal import Journal
+
+__all__ = ["CodeWriter", "Host"]
+
+Key = tuple[str, str]  # node and memory
+
+_log = logging.getLogger(__name__)
+
+
+class _HostEncode:
+    """The host's encoder as its nodes see it: writing, so not urgent."""
+
+    def __init__(self, encoding: EncodeQueue) -> None:
+        self._encoding = encoding
+
+    @property
+    def dim(self) -> int:
+        return self._encoding.encoder().dim
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self._encoding.encode(texts)
+
+
+class CodeWriter:
+    """Stores coded amplitudes in the journal behind the answers, many in one transaction.
+
+    Bounded; when full the host waits. A failure is logged and counted, and costs an encoding at the next rebuild.
+    """
+
+    def __init__(self, journal: Journal, max_waiting: int = 256) -> None:
+        self._journal = journal
+        self._queue: queue.Queue[tuple[dict[int, bytes], str] | None] = queue.Queue(max_waiting)
+        self.failed = 0
+        self._thread = threading.Thread(target=self._run, name="codes", daemon=True)
+        self._thread.start()
+
+    def __call__(self, codes: dict[int, bytes], code: str) -> None:
+        """Take codes by seq; waits while the queue is full."""
+        self._queue.put((codes, code))
+
+    def close(self) -> None:
+        """Write what waits, then stop."""
+        self._queue.put(None)
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            taken = [self._queue.get()]
+            while len(taken) < 64:
+                try:
+                    taken.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            merged: dict[str, dict[int, bytes]] = defaultdict(dict)
+            for entry in taken:
+                if entry is None:
+                    is_open = False
+                else:
+                    merged[entry[1]].update(entry[0])
+            for code, codes in merged.items():
+                try:
+                    self._journal.put_codes(codes, code)
+                except StorageFailed as error:
+                    self.failed += len(codes)
+                    _log.warning("codes of %d items not stored, a rebuild encodes them again: %s", len(codes), error)
+
+
+class Host:
+    """k nodes and one encoder in this process.
+
+    Args:
+        encoding: the encoder's queue; several hosts of one process may share one. The host does not close it.
+        journal: the journal, opened in this process. The host does not close it.
+    """
+
+    def __init__(self, encoding: EncodeQueue, journal: Journal, *, clock: Clock | None = None) -> None:
+        self._encoding, self._journal = encoding, journal
+        self._clock = clock or SystemClock()
+        self._codes = CodeWriter(journal)
+        self._readers = ThreadPoolExecutor(4, thread_name_prefix="recall")
+        self._writers = ThreadPoolExecutor(8, thread_name_prefix="absorb")  # they wait for the encoder, which merges
+        self._lock = threading.Lock()
+        self._running = 0
+        self._closed = False
+        self.name, self.epoch = "", 0
+        self.nodes: dict[str, Node] = {}
+
+    def adopt(self, spell: Spell) -> HostReport:
+        """Become host `spell.name` under a new epoch; its collections are rebuilt in the background.
+
+        The same spell again changes nothing; a higher epoch starts over with empty nodes, which rebuild.
+
+        Raises:
+            NodeDown: the epoch is lower than the host's own, or the host is another one already.
+        """
+        with self._lock:
+            if spell.epoch < self.epoch or (self.name and self.name != spell.name):
+                raise NodeDown(spell.name, f"stale epoch {spell.epoch}: this is '{self.name}' in epoch {self.epoch}")
+            if spell.epoch > self.epoch:
+                encode = _HostEncode(self._encoding)
+                self.name, self.epoch = spell.name, spell.epoch
+                self.nodes = {
+                    spec.name: Node(
+                        spec, spell.topology, encode, self._journal, clock=self._clock, store_codes=self._codes
+                    )
+                    for spec in spell.topology.nodes.values()
+                    if spec.role == "memory" and spec.host == spell.name
+                }
+                threading.Thread(target=self._warm, args=(list(self.nodes.values()),), name="warm", daemon=True).start()
+        return self.ping()
+
+    def ping(self) -> HostReport:
+        """Who this is and how it does; never waits for work."""
+        nodes = list(self.nodes.values())
+        return HostReport(
+            name=self.name,
+            epoch=self.epoch,
+            pid=os.getpid(),
+            machine=socket.gethostname(),
+            is_ready=self._encoding.is_ready,
+            load=self._running + self._encoding.waiting,
+            revision=sum(node.revision for node in nodes),
+            stats=tuple(node.stats(self.name, self.epoch) for node in nodes),
+        )
+
+    def encode(self, epoch: int, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Amplitudes of prompts, (n, d) float32 unit rows: they go before what is written."""
+        with self._call(epoch):
+            return self._encoding.encode(texts, urgent=True)
+
+    def absorb(self, epoch: int, writes: Sequence[Absorb]) -> list[Figures | QrafError]:
+        """Absorb each write; its memory's figures afterwards, or what hindered it.
+
+        Writes to one memory are absorbed together, in order; when that fails, one by one, so that each gets its own fault.
+        """
+        with self._call(epoch):
+            groups: dict[Key, list[int]] = defaultdict(list)
+            for place, write in enumerate(writes):
+                groups[write.node, write.memory].append(place)
+            answers: dict[int, Figures | QrafError] = {}
+
+            def absorb(key: Key) -> None:
+                places = groups[key]
+                together = self._absorb(*key, [item for place in places for item in writes[place].items])
+                for place in places:
+                    alone = isinstance(together, QrafError) and len(places) > 1
+                    answers[place] = self._absorb(*key, writes[place].items) if alone else together
+
+            self._each(self._writers, absorb, groups)
+            return [answers[place] for place in range(len(writes))]
+
+    def recall(self, epoch: int, visits: Sequence[Visit], stale: frozenset[Key]) -> list[NodeAnswer]:
+        """Answer each visit, in order; visits of one memory are measured together. A fault becomes the answer's error.
+
+        `stale`: (node, memory) whose last absorb may not have arrived; they read the journal first.
+        """
+        with self._call(epoch):
+            groups: dict[Key, list[int]] = defaultdict(list)
+            for place, visit in enumerate(visits):
+                groups[visit.node, visit.memory].append(place)
+            answers: dict[int, NodeAnswer] = {}
+
+            def measure(key: Key) -> None:
+                places = groups[key]
+                found = self._measure(key[0], key[1], [visits[place] for place in places], key in stale)
+                answers.update(zip(places, found, strict=True))
+
+            self._each(self._readers, measure, groups)
+            return [answers[place] for place in range(len(visits))]
+
+    def forget(self, epoch: int, node: str, memory: str, seqs: Sequence[int]) -> ForgetReceipt:
+        """Forget items that the journal has tombstoned."""
+        with self._call(epoch):
+            return self._node(node).forget(memory, seqs)
+
+    def drop(self, epoch: int, node: str, memory: str) -> None:
+        """Let a memory go from this process."""
+        with self._call(epoch):
+            self._node(node).drop(memory)
+
+    def figures(self, epoch: int, node: str, memory: str) -> Figures:
+        """What a memory's state measures."""
+        with self._call(epoch):
+            return self._node(node).figures(memory)
+
+    def advertisements(self, epoch: int, since: dict[str, int]) -> tuple[list[Advertisement], dict[str, int]]:
+        """What changed after the revision of each node in `since`, and the revisions now."""
+        with self._call(epoch):
+            changed: list[Advertisement] = []
+            revisions: dict[str, int] = {}
+            for name, node in self.nodes.items():
+                new, revisions[name] = node.advertisements(since.get(name, 0))
+                changed.extend(new)
+            return changed, revisions
+
+    def sketches(self, epoch: int) -> list[bytes]:
+        """The sketches of this host's memories."""
+        with self._call(epoch):
+            return [sketch for node in self.nodes.values() for sketch in node.sketches()]
+
+    def pool(self, epoch: int, sketches: Sequence[bytes]) -> bytes:
+        """This host's sketches and the given ones merged into one; empty when there are none."""
+        with self._call(epoch):
+            parts = [sketch for node in self.nodes.values() for sketch in node.sketches()]
+            merged: Sketch | None = None
+            for part in [*parts, *sketches]:
+                sketch = Sketch.from_bytes(part)
+                if merged is None:
+                    merged = sketch
+                else:
+                    merged.merge(sketch)
+            return b"" if merged is None else merged.to_bytes()
+
+    def close(self) -> None:
+        """Refuse work, store the codes that wait, stop the threads. Twice does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._readers.shutdown(wait=True)
+        self._writers.shutdown(wait=True)
+        self._codes.close()
+
+    # ------------------------------------------------------------------------------------------------ how it is done
+    def _call(self, epoch: int) -> _Call:
+        if self._closed:
+            raise NodeDown(self.name or "host", "closed")
+        if epoch != self.epoch or not epoch:
+            raise NodeDown(self.name or "host", f"stale epoch {epoch}, now {self.epoch}")
+        return _Call(self)
+
+    def _node(self, name: str) -> Node:
+        node = self.nodes.get(name)
+        if node is None:
+            raise NodeDown(name, f"not on host '{self.name}'")
+        return node
+
+    @staticmethod
+    def _each(pool: ThreadPoolExecutor, work: Callable[[Key], None], keys: Iterable[Key]) -> None:
+        """Run `work` for every key, in the pool when there are several."""
+        first, *more = keys
+        waiting = [pool.submit(work, key) for key in more]
+        work(first)
+        for one in waiting:
+            one.result()
+
+    def _absorb(self, node: str, memory: str, items: Sequence[Item]) -> Figures | QrafError:
+        try:
+            return self._node(node).absorb(memory, items)
+        except QrafError as error:
+            return error
+
+    def _measure(self, node: str, memory: str, visits: list[Visit], refresh: bool) -> list[NodeAnswer]:
+        start = time.perf_counter()
+        try:
+            found = self._node(node).recall(memory, [visit.query for visit in visits], refresh=refresh)
+            figures, error = self._node(node).figures(memory), ""
+        except QrafError as fault:
+            found, figures, error = [], Figures(), str(fault)
+        ms = (time.perf_counter() - start) * 1e3
+        if error:
+            return [NodeAnswer(node, self.name, memory, (), 0.0, 0, figures, ms, error) for _ in visits]
+        return [
+            NodeAnswer(node, self.name, memory, one.evidence, one.mass, one.items_scanned, figures, ms) for one in found
+        ]
+
+    @staticmethod
+    def _warm(nodes: list[Node]) -> None:
+        for node in nodes:
+            try:
+                node.warm()
+            except QrafError as error:
+                _log.warning("node '%s' will be rebuilt at its first use: %s", node.spec.name, error)
+
+
+class _Call:
+    """Counts the calls that run."""
+
+    __slots__ = ("_host",)
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def __enter__(self) -> None:
+        with self._host._lock:
+            self._host._running += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._host._lock:
+            self._host._running -= 1

@@ -1,0 +1,296 @@
+"""What runtimes share: batching, epochs, health, advertisements. A version adds how a host is reached."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qraf.actors.batcher import Batcher
+from qraf.actors.messages import Absorb, HostReport
+from qraf.clock import Clock, SystemClock
+from qraf.errors import LimitExceeded, NodeDown, QrafError, StorageFailed
+from qraf.frames import NodeView
+from qraf.network.topology import NodeSpec, Topology
+from qraf.records import Advertisement, Figures, ForgetReceipt, Item, NodeAnswer, NodeStats, Visit
+from qraf.settings import EncoderSettings, Settings
+from qraf.text.generator import Endpoint
+
+__all__ = ["HostedRuntime", "NodeHealth"]
+
+Key = tuple[str, str]  # node and memory
+
+_SMOOTHING = 0.2  # weight of the newest latency in the moving average
+_MAX_ADVERTISEMENTS = 8192
+_POOL_GROWTH = 0.02  # the pooled state is made anew when this share of its items is new
+_ABSORB_S_PER_ITEM = 0.25  # a long write may take longer than any other call
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHealth:
+    """What is known of a node. `load`: calls under way or waiting at its host, as a share of one full batch."""
+
+    up: bool = False
+    epoch: int = 0
+    latency_ms: float = 0.0
+    load: float = 0.0
+
+
+class HostedRuntime:
+    """What runtimes share: batching, epochs, health, advertisements. A version says how a host is reached.
+
+    `_ask` is the only way to a host; it takes the name of a method of `Host`.
+    """
+
+    def __init__(
+        self, topology: Topology, settings: Settings, *, clock: Clock | None = None, window_ms: float = 0.0
+    ) -> None:
+        self.topology, self.settings = topology, settings
+        self.phase = "new"
+        self.restarts: dict[str, int] = dict.fromkeys(topology.hosts, 0)
+        self.health: dict[str, NodeHealth] = {name: NodeHealth() for name in topology.nodes}
+        self._clock = clock or SystemClock()
+        self._epochs: dict[str, int] = {}  # of the hosts that are up
+        self._reports: dict[str, HostReport] = {}
+        self._stale: dict[Key, int] = {}  # memories that may lack what the journal has; the number counts the misses
+        self._seen: dict[str, tuple[int, dict[str, int]]] = {}  # host -> epoch and revisions of the advertisements
+        self._ads: OrderedDict[Key, Advertisement] = OrderedDict()
+        self._pooled: tuple[bytes, int] | None = None
+        self._calls: dict[str, int] = defaultdict(int)
+        limits = settings.runtime
+        batch = partial(Batcher, window_ms=window_ms, max_waiting=limits.max_waiting)
+        size = limits.max_batch
+        self._encodes: dict[str, Batcher[list[str], NDArray[np.float32]]] = {}
+        self._recalls: dict[str, Batcher[list[Visit], list[NodeAnswer]]] = {}
+        self._absorbs: dict[str, Batcher[Absorb, Figures]] = {}
+        for host in topology.hosts:
+            self._encodes[host] = batch(
+                f"the encoder of host '{host}'", partial(self._send_encode, host), max_weight=size, max_inflight=2
+            )
+            self._recalls[host] = batch(f"host '{host}'", partial(self._send_recall, host), max_weight=size)
+            self._absorbs[host] = batch(
+                f"writing on host '{host}'", partial(self._send_absorb, host), max_weight=size, max_inflight=8
+            )
+
+    # ------------------------------------------------------------------------------------------------ calls
+    async def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Amplitudes of prompts, by the least busy host; another one is tried when it dies."""
+        tried: list[str] = []
+        while True:
+            up = [host for host in self._epochs if host not in tried]
+            if not up:
+                raise NodeDown(tried[-1] if tried else "encoder", "no host is up to encode")
+            host = min(up, key=lambda name: self._calls[name] + self._encodes[name].waiting)
+            try:
+                return await self._encodes[host].call(list(texts), max(1, len(texts)))
+            except NodeDown:
+                tried.append(host)
+
+    async def absorb(self, node: str, memory: str, items: Sequence[Item]) -> Figures:
+        """Encode and take in items; after a failure the memory reads the journal at its next recall."""
+        host = self._host_of(node)
+        try:
+            return await self._absorbs[host].call(Absorb(node, memory, tuple(items)), max(1, len(items)))
+        except (QrafError, asyncio.CancelledError) as error:
+            if _may_lack(error):
+                self._stale[node, memory] = self._stale.get((node, memory), 0) + 1
+            raise
+
+    async def recall(self, visits: Sequence[Visit]) -> AsyncIterator[NodeAnswer]:
+        """Ask all hosts at once; leaving the iterator gives up what has not come."""
+        by_host: dict[str, list[Visit]] = defaultdict(list)
+        for visit in visits:
+            by_host[self._host_of(visit.node)].append(visit)
+        tasks = [asyncio.create_task(self._recall_host(host, group)) for host, group in by_host.items()]
+        try:
+            for done in asyncio.as_completed(tasks):
+                for answer in await done:
+                    yield answer
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def forget(self, node: str, memory: str, seqs: Sequence[int]) -> ForgetReceipt:
+        """Forget items that the journal has tombstoned."""
+        receipt: ForgetReceipt = await self._ask(self._host_of(node), "forget", node, memory, list(seqs))
+        return receipt
+
+    async def drop(self, node: str, memory: str) -> None:
+        """Let a memory go from its node."""
+        await self._ask(self._host_of(node), "drop", node, memory)
+        self._ads.pop((node, memory), None)
+
+    async def figures(self, node: str, memory: str) -> Figures:
+        """What a memory's state measures."""
+        figures: Figures = await self._ask(self._host_of(node), "figures", node, memory)
+        return figures
+
+    async def advertisements(self, everything: bool = False) -> list[Advertisement]:
+        """What changed since the last call, or all that is known."""
+        changed: list[Advertisement] = []
+
+        async def pull(host: str, epoch: int) -> None:
+            known = self._seen.get(host)
+            since = known[1] if known and known[0] == epoch else {}
+            new, revisions = await self._ask(host, "advertisements", since)
+            self._seen[host] = epoch, revisions
+            changed.extend(new)
+
+        hosts = list(self._epochs.items())
+        results = await asyncio.gather(*(pull(host, epoch) for host, epoch in hosts), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, QrafError):
+                raise result
+        for ad in changed:
+            self._ads[ad.node, ad.memory] = ad
+            self._ads.move_to_end((ad.node, ad.memory))
+        while len(self._ads) > _MAX_ADVERTISEMENTS:
+            self._ads.popitem(last=False)
+        return list(self._ads.values()) if everything else changed
+
+    async def pooled_sketch(self) -> bytes | None:
+        """The nodes' sketches merged; kept until two per cent of the advertised items are new."""
+        items = sum(ad.items for ad in self._ads.values())
+        if self._pooled is not None and abs(items - self._pooled[1]) <= _POOL_GROWTH * self._pooled[1]:
+            return self._pooled[0] or None
+        hosts = list(self._epochs)
+        if not hosts or not items:
+            return None
+        first, *others = hosts
+        parts = await asyncio.gather(*(self._ask(host, "sketches") for host in others), return_exceptions=True)
+        sketches = [sketch for part in parts if not isinstance(part, BaseException) for sketch in part]
+        pooled: bytes = await self._ask(first, "pool", sketches)
+        self._pooled = pooled, items
+        return pooled or None
+
+    async def stats(self) -> list[NodeStats]:
+        """Counters of the memory nodes that answer."""
+        reports = await asyncio.gather(*(self._ping(host) for host in list(self._epochs)), return_exceptions=True)
+        return [one for report in reports if not isinstance(report, BaseException) for one in report.stats]
+
+    def views(self) -> list[NodeView]:
+        """Every node as last known."""
+        known = {one.node: one for report in self._reports.values() for one in report.stats}
+        return [self._view(spec, known.get(spec.name)) for spec in self.topology.nodes.values()]
+
+    def endpoint(self, node: str) -> Endpoint:
+        """Where the model of a generator node listens: its own URL, the settings' URL, or the embedded engine."""
+        spec, settings = self.topology.node(node), self.settings.generator
+        if spec.url or settings.url:
+            key = settings.api_key.get_secret_value()
+            return Endpoint(spec.url or settings.url, spec.model if spec.url else settings.model or spec.model, key)
+        return self._engine_endpoint(node)
+
+    # ------------------------------------------------------------------------------------------------ for versions
+    async def _ask(self, host: str, method: str, *args: Any, timeout_s: float | None = None) -> Any:
+        """Call a method of a host with its epoch in front; an answer from an epoch that has passed is refused."""
+        raise NotImplementedError
+
+    async def _ping(self, host: str) -> HostReport:
+        raise NotImplementedError
+
+    def _engine_endpoint(self, node: str) -> Endpoint:
+        raise NotImplementedError
+
+    @property
+    def _needs_engine(self) -> bool:
+        return not self.settings.generator.url and any(not spec.url for spec in self.topology.generators())
+
+    def _encoder_settings(self) -> EncoderSettings:
+        return self.settings.encoder.model_copy(update={"name": self.topology.encoder})
+
+    def _host_up(self, report: HostReport) -> None:
+        """A host works in this epoch from now on."""
+        self._epochs[report.name] = report.epoch
+        self._note(report)
+
+    def _host_down(self, host: str) -> None:
+        self._epochs.pop(host, None)
+        for spec in self.topology.nodes_on(host):
+            self.health[spec.name] = replace(self.health[spec.name], up=False)
+
+    def _note(self, report: HostReport) -> None:
+        self._reports[report.name] = report
+        load = (report.load + self._recalls[report.name].waiting) / self.settings.runtime.max_batch
+        for spec in self.topology.nodes_on(report.name):
+            up = self._epochs.get(report.name) == report.epoch
+            self.health[spec.name] = replace(self.health[spec.name], up=up, epoch=report.epoch, load=load)
+
+    async def _close_batchers(self) -> None:
+        batchers: list[Batcher[Any, Any]] = [
+            *self._encodes.values(),
+            *self._recalls.values(),
+            *self._absorbs.values(),
+        ]
+        for batcher in batchers:
+            await batcher.close()
+
+    # ------------------------------------------------------------------------------------------------ how it is done
+    def _host_of(self, node: str) -> str:
+        return self.topology.node(node).host
+
+    async def _send_encode(self, host: str, batch: list[list[str]]) -> list[NDArray[np.float32]]:
+        rows: NDArray[np.float32] = await self._ask(host, "encode", [text for texts in batch for text in texts])
+        ends = np.cumsum([len(texts) for texts in batch])
+        return np.split(rows, ends[:-1])
+
+    async def _send_recall(self, host: str, batch: list[list[Visit]]) -> list[list[NodeAnswer]]:
+        visits = [visit for group in batch for visit in group]
+        keys = {(visit.node, visit.memory) for visit in visits}
+        stale = {key: self._stale[key] for key in keys if key in self._stale}
+        start = self._clock.monotonic()
+        answers: list[NodeAnswer] = await self._ask(host, "recall", visits, frozenset(stale))
+        ms = (self._clock.monotonic() - start) * 1e3
+        for key, misses in stale.items():
+            if self._stale.get(key) == misses:  # none was added meanwhile
+                del self._stale[key]
+        for node in {visit.node for visit in visits}:
+            health = self.health[node]
+            mean = ms if not health.latency_ms else health.latency_ms + _SMOOTHING * (ms - health.latency_ms)
+            self.health[node] = replace(health, latency_ms=mean)
+        parts = iter(answers)
+        return [[next(parts) for _ in group] for group in batch]
+
+    async def _send_absorb(self, host: str, batch: list[Absorb]) -> Sequence[Figures | QrafError]:
+        items = sum(len(write.items) for write in batch)
+        timeout_s = self.settings.runtime.call_timeout_s + _ABSORB_S_PER_ITEM * items
+        out: Sequence[Figures | QrafError] = await self._ask(host, "absorb", batch, timeout_s=timeout_s)
+        return out
+
+    async def _recall_host(self, host: str, visits: list[Visit]) -> list[NodeAnswer]:
+        try:
+            return await self._recalls[host].call(visits, len(visits))
+        except QrafError as error:
+            return [
+                NodeAnswer(visit.node, host, visit.memory, (), 0.0, 0, Figures(), 0.0, str(error)) for visit in visits
+            ]
+
+    def _view(self, spec: NodeSpec, stats: NodeStats | None) -> NodeView:
+        health = self.health[spec.name]
+        return NodeView(
+            node=spec.name,
+            role=spec.role,
+            host=spec.host,
+            up=health.up,
+            epoch=health.epoch,
+            memories=stats.memories if stats else 0,
+            items=stats.items if stats else 0,
+            bytes=stats.bytes if stats else 0,
+            load=health.load,
+            latency_ms=health.latency_ms,
+            state=stats.figures if stats else Figures(),
+        )
+
+
+def _may_lack(error: BaseException) -> bool:
+    """Whether an absorb that ended so leaves a memory behind its journal; a refusal for good does not."""
+    if isinstance(error, LimitExceeded):
+        return error.retry_after_ms is not None  # a full queue, not a full node
+    return isinstance(error, NodeDown | StorageFailed | asyncio.CancelledError)

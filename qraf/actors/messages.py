@@ -1,0 +1,42 @@
+"""What runtimes and hosts say to each other; no torch, so that a gateway can read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qraf.network.topology import Topology
+from qraf.records import Item, NodeStats
+
+__all__ = ["Absorb", "HostReport", "Spell"]
+
+
+@dataclass(frozen=True, slots=True)
+class Absorb:
+    """Items for one memory of one node; the journal has them already."""
+
+    node: str
+    memory: str
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spell:
+    """What a host is told once: who it is, in which topology, under which epoch."""
+
+    name: str
+    epoch: int
+    topology: Topology
+
+
+@dataclass(frozen=True, slots=True)
+class HostReport:
+    """A host's answer to `ping`. `load`: calls running now; `revision` rises when an advertisement changes."""
+
+    name: str
+    epoch: int
+    pid: int
+    machine: str
+    is_ready: bool
+    load: int
+    revision: int
+    stats: tuple[NodeStats, ...]

@@ -1,0 +1,418 @@
+"""A memory node: a plain object, requests in, answers out. No Ray, no event loop.
+
+A node holds memories and rebuilds each from the journal before its first use in this process, so a fresh process answers
+as the old one did. The journal is the truth: what it has and a memory lacks is absorbed at the next chance.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from qraf.clock import Clock, SystemClock
+from qraf.errors import InvalidRequest, LimitExceeded, NotFound
+from qraf.memory.memory import Memory, Recollection
+from qraf.network.placement import item_node, session_node
+from qraf.network.topology import NodeSpec, Topology
+from qraf.records import Advertisement, Evidence, Figures, ForgetReceipt, Item, NodeStats, RecallQuery
+from qraf.states.quantize import row_bytes
+from qraf.storage.journal import Journal
+
+__all__ = ["Encode", "Node"]
+
+_log = logging.getLogger(__name__)
+
+_PAGE = 512  # items read from the journal at a time
+_ITEM_OVERHEAD_BYTES = 128  # lexical register and bookkeeping of an item, estimated from above for the capacity check
+
+
+class Encode(Protocol):
+    """Texts to amplitudes (n, d); `dim` is d. Waits for its turn; any thread may call."""
+
+    @property
+    def dim(self) -> int:
+        """Number of amplitudes."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Amplitudes, unit rows."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class _Held:
+    """A memory in this process, its lock, and how far it has read the journal."""
+
+    memory: Memory
+    is_shared: bool  # a collection: kept; a session may be evicted and rebuilt
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    synced_seq: int = 0
+    is_stale: bool = True
+    is_gone: bool = False  # evicted or dropped while somebody waited for the lock
+    revision: int = 0
+    used: int = 0
+    figures: Figures | None = None
+
+
+class Node:
+    """The memories of one node of the topology. Every method may be called from any thread.
+
+    Args:
+        spec: the node.
+        topology: for placement: which items of a collection are this node's share.
+        encode: the host's encoder.
+        journal: read to rebuild; coded amplitudes are stored through `store_codes`.
+        store_codes: takes codes by seq; default: `journal.put_codes` at once. Codes that are lost on the way are made
+            again at the next rebuild, by encoding the text again: equal up to the encoder's own rounding (1e-6).
+    """
+
+    def __init__(
+        self,
+        spec: NodeSpec,
+        topology: Topology,
+        encode: Encode,
+        journal: Journal,
+        *,
+        clock: Clock | None = None,
+        store_codes: Callable[[dict[int, bytes], str], None] | None = None,
+    ) -> None:
+        self.spec, self._topology, self._encode, self._journal = spec, topology, encode, journal
+        self._clock = clock or SystemClock()
+        self._store_codes = store_codes or journal.put_codes
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently used first
+        self._lock = threading.Lock()  # guards _held and the counters; never held while a memory works
+        self._revision = 0
+        self._written = self._recalled = 0
+        self._busy_s = 0.0
+        self.code = f"int{spec.bits}/{spec.encoder}"
+
+    @property
+    def revision(self) -> int:
+        """Rises with every change of a memory."""
+        return self._revision
+
+    # ------------------------------------------------------------------------------------------------ what is asked
+    def absorb(self, memory: str, items: Sequence[Item]) -> Figures:
+        """Encode, code and take in `items`, which the journal already has; the figures afterwards. Idempotent by seq.
+
+        Text is encoded without its speaker's label; client amplitudes are used as they came, at unit norm. Items with
+        role `recalled` are skipped: what was recalled is never absorbed again.
+
+        Raises:
+            NotFound: the node does not hold this collection.
+            InvalidRequest: the node holds no sessions, or amplitudes have the wrong length.
+            LimitExceeded: `capacity_bytes` is reached; the state is unchanged.
+        """
+        self._check_holds(memory)
+        with _Busy(self):
+            while True:
+                held = self._open(memory, create=True)
+                assert held is not None
+                known = held.memory.seqs
+                fresh = [item for item in items if item.seq not in known and item.role != "recalled"]
+                if fresh:
+                    self._make_room(held, len(fresh))
+                amplitudes = self._amplitudes(fresh)  # outside the lock: recalls go on meanwhile
+                with held.lock:
+                    if held.is_gone:
+                        continue
+                    self._take_in(held, fresh, amplitudes)
+                    return self._figures(held)
+
+    def recall(self, memory: str, queries: Sequence[RecallQuery], *, refresh: bool = False) -> list[Recollection]:
+        """Measure one memory for each query; evidence names this node. An unknown memory gives empty answers.
+
+        `refresh`: read the journal first, because an absorb did not arrive.
+        """
+        with _Busy(self):
+            held = self._open(memory, create=False, refresh=refresh) if self._holds(memory) else None
+            if held is None:
+                return [Recollection(evidence=(), mass=0.0, items_scanned=0) for _ in queries]
+            with held.lock:
+                answers = held.memory.recall(queries)
+            with self._lock:
+                self._recalled += len(queries)
+            return [replace(answer, evidence=tuple(_named(answer, self.spec.name))) for answer in answers]
+
+    def forget(self, memory: str, seqs: Sequence[int]) -> ForgetReceipt:
+        """Forget items that the journal has tombstoned; unknown ones are passed over."""
+        held = self._open(memory, create=False) if self._holds(memory) else None
+        if held is None:
+            return ForgetReceipt(memory=memory, forgotten=0, before=Figures(), after=Figures())
+        with held.lock:
+            receipt = held.memory.forget(seqs)
+            self._changed(held)
+            return receipt
+
+    def drop(self, memory: str) -> None:
+        """Let a memory go from this process; what the journal still has of it comes back at the next use."""
+        with self._lock:
+            held = self._held.pop(memory, None)
+        if held is not None:
+            with held.lock:
+                held.is_gone = True
+
+    def figures(self, memory: str) -> Figures:
+        """What the memory's state measures; an unknown memory is an empty one."""
+        held = self._open(memory, create=False) if self._holds(memory) else None
+        if held is None:
+            return Figures(bits=self.spec.bits)
+        with held.lock:
+            return self._figures(held)
+
+    def warm(self) -> None:
+        """Rebuild the node's share of every collection now, so that the first prompt need not wait."""
+        for collection in self.spec.collections:
+            self._open(f"c/{collection}", create=False)
+
+    def advertisements(self, since: int = 0) -> tuple[list[Advertisement], int]:
+        """What changed after revision `since`, and the revision now. Memories being worked on come next time."""
+        with self._lock:
+            revision = self._revision
+            changed = [held for held in self._held.values() if held.revision > since]
+        out = []
+        for held in changed:
+            with held.lock:
+                if len(held.memory):
+                    out.append(held.memory.advertisement(self.spec.name))
+        return out, revision
+
+    def sketches(self, max_sessions: int = 32) -> list[bytes]:
+        """The sketches of the collections and of the sessions used last, for the router's pooled state."""
+        with self._lock:
+            shared = [held for held in self._held.values() if held.is_shared]
+            sessions = [held for held in self._held.values() if not held.is_shared][-max_sessions:]
+        out = []
+        for held in shared + sessions:
+            with held.lock:
+                if len(held.memory):
+                    out.append(held.memory.sketch.to_bytes())
+        return out
+
+    def stats(self, host: str = "", epoch: int = 0) -> NodeStats:
+        """Counters since the node was made. `figures` are those of the memory that changed last."""
+        with self._lock:
+            held = list(self._held.values())
+            written, recalled, busy_s = self._written, self._recalled, self._busy_s
+        newest = max(held, key=lambda one: one.revision, default=None)
+        figures = Figures(bits=self.spec.bits)
+        if newest is not None and newest.figures is not None:
+            figures = newest.figures
+        elif newest is not None and newest.lock.acquire(blocking=False):  # never wait behind a rebuild for a counter
+            try:
+                figures = self._figures(newest)
+            finally:
+                newest.lock.release()
+        return NodeStats(
+            node=self.spec.name,
+            host=host,
+            epoch=epoch,
+            memories=len(held),
+            items=sum(len(one.memory) for one in held),
+            bytes=sum(one.memory.nbytes for one in held),
+            written=written,
+            recalled=recalled,
+            busy_s=busy_s,
+            figures=figures,
+        )
+
+    # ------------------------------------------------------------------------------------------------ how it is done
+    def _holds(self, memory: str) -> bool:
+        kind, _, name = memory.partition("/")
+        return self.spec.sessions if kind == "s" else kind == "c" and name in self.spec.collections
+
+    def _check_holds(self, memory: str) -> None:
+        kind, _, name = memory.partition("/")
+        if self._holds(memory):
+            return
+        if kind == "s":
+            raise InvalidRequest(f"node '{self.spec.name}' holds no sessions")
+        raise NotFound(f"memory on node '{self.spec.name}'", name if kind == "c" else memory)
+
+    def _is_home(self, memory: str) -> bool:
+        """Whether every write of this memory passes here. A guest reads the journal before each use."""
+        kind, _, name = memory.partition("/")
+        return kind == "c" or session_node(self._topology, name) == self.spec.name
+
+    def _open(self, memory: str, *, create: bool, refresh: bool = False) -> _Held | None:
+        """The memory, caught up with the journal; None when there is nothing and `create` is false."""
+        while True:
+            with self._lock:
+                held = self._held.get(memory)
+                if held is None:
+                    held = _Held(self._new_memory(memory), is_shared=memory.startswith("c/"))
+                    self._held[memory] = held
+                self._held.move_to_end(memory)
+            with held.lock:
+                if held.is_gone:
+                    continue
+                if held.is_stale or refresh or not self._is_home(memory):
+                    self._catch_up(memory, held)
+                if not create and not held.is_shared and not len(held.memory):
+                    self._let_go(memory, held)  # asking about an unknown session must not cost memory
+                    return None
+                return held
+
+    def _new_memory(self, memory: str) -> Memory:
+        spec = self.spec
+        return Memory(
+            memory,
+            self._encode.dim,
+            spec.recall,
+            bits=spec.bits,
+            rank=spec.rank,
+            half_life_s=spec.half_life_s,
+            clock=self._clock,
+        )
+
+    def _catch_up(self, memory: str, held: _Held) -> None:
+        """Absorb what the journal has after `synced_seq`, from stored codes where there are any."""
+        width = row_bytes(self._encode.dim, self.spec.bits)
+        while True:
+            page = self._journal.items(memory, after_seq=held.synced_seq, limit=_PAGE)
+            known = held.memory.seqs
+            mine = [item for item in page if item.seq not in known and self._is_mine(memory, item)]
+            # codes of another precision or encoder have another length: those items are coded anew
+            mine = [item if item.codes and len(item.codes) == width else _uncoded(item) for item in mine]
+            mine = [item for item in mine if item.codes or _is_usable(item, self._encode.dim)]
+            self._take_in(held, mine, self._amplitudes(mine))
+            if page:
+                held.synced_seq = page[-1].seq
+            if len(page) < _PAGE:
+                break
+        held.is_stale = False
+
+    def _is_mine(self, memory: str, item: Item) -> bool:
+        if item.role == "recalled":
+            return False
+        kind, _, name = memory.partition("/")
+        return kind == "s" or item_node(self._topology, name, item.item_id) == self.spec.name
+
+    def _amplitudes(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """Amplitudes of items without codes; rows of coded items stay zero (their codes are used)."""
+        dim = self._encode.dim
+        rows = np.zeros((len(items), dim), np.float32)
+        texts = [row for row, item in enumerate(items) if not item.codes and item.amplitudes is None]
+        if texts:
+            rows[texts] = self._encode([items[row].text for row in texts])
+        for row, item in enumerate(items):
+            if not item.codes and item.amplitudes is not None:
+                rows[row] = _given(item, dim)
+        return rows
+
+    def _take_in(self, held: _Held, items: Sequence[Item], amplitudes: NDArray[np.float32]) -> None:
+        """Absorb under the memory's lock, in order of seq, and store the codes that are new."""
+        known = held.memory.seqs
+        keep = sorted((row for row, item in enumerate(items) if item.seq not in known), key=lambda row: items[row].seq)
+        if not keep:
+            return
+        fresh = [items[row] for row in keep]
+        codes = held.memory.absorb(fresh, amplitudes[keep])
+        self._changed(held)
+        new = {item.seq: code for item, code in zip(fresh, codes, strict=True) if not item.codes}
+        with self._lock:
+            self._written += len(new)
+        if new:
+            self._store_codes(new, self.code)
+
+    def _make_room(self, held: _Held, num_items: int) -> None:
+        """Evict idle sessions, oldest use first, until `num_items` more fit.
+
+        Raises:
+            LimitExceeded: they do not fit even then.
+        """
+        capacity = self.spec.capacity_bytes
+        if not capacity:
+            return
+        need = num_items * (row_bytes(self._encode.dim, self.spec.bits) + _ITEM_OVERHEAD_BYTES)
+        with self._lock:
+            total = sum(one.memory.nbytes for one in self._held.values())
+            for name, one in list(self._held.items()):
+                if total + need <= capacity:
+                    return
+                if one is held or one.is_shared or not one.lock.acquire(blocking=False):
+                    continue
+                try:
+                    total -= one.memory.nbytes
+                    one.is_gone = True
+                    del self._held[name]
+                finally:
+                    one.lock.release()
+        if total + need > capacity:
+            raise LimitExceeded(f"capacity_bytes of node '{self.spec.name}'", capacity, total + need)
+
+    def _let_go(self, memory: str, held: _Held) -> None:
+        held.is_gone = True
+        with self._lock:
+            if self._held.get(memory) is held:
+                del self._held[memory]
+
+    def _changed(self, held: _Held) -> None:
+        held.figures = None
+        with self._lock:
+            self._revision += 1
+            held.revision = self._revision
+
+    def _figures(self, held: _Held) -> Figures:
+        if held.figures is None:
+            held.figures = held.memory.figures()
+        return held.figures
+
+
+class _Busy:
+    """Adds the time spent to the node's counter."""
+
+    __slots__ = ("node", "start")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        spent = time.perf_counter() - self.start
+        with self.node._lock:
+            self.node._busy_s += spent
+
+
+def _named(answer: Recollection, node: str) -> list[Evidence]:
+    return [
+        evidence if evidence.node == node else msgspec.structs.replace(evidence, node=node)
+        for evidence in answer.evidence
+    ]
+
+
+def _uncoded(item: Item) -> Item:
+    return msgspec.structs.replace(item, codes=None) if item.codes else item
+
+
+def _is_usable(item: Item, dim: int) -> bool:
+    """Whether a rebuild can use the item; one that no absorb could take must not stop the others."""
+    if item.amplitudes is None:
+        return True
+    try:
+        _given(item, dim)
+    except InvalidRequest as error:
+        _log.warning("left out of the rebuild: %s", error)
+        return False
+    return True
+
+
+def _given(item: Item, dim: int) -> NDArray[np.float32]:
+    """The amplitudes that came with an item, at unit norm."""
+    assert item.amplitudes is not None
+    row = np.frombuffer(item.amplitudes, np.float32)
+    norm = float(np.linalg.norm(row))
+    if row.shape != (dim,) or not np.isfinite(norm) or norm == 0.0:
+        raise InvalidRequest(f"item '{item.item_id}': amplitudes must be {dim} finite numbers, not all zero")
+    return (row / norm).astype(np.float32)

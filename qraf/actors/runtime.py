@@ -1,0 +1,208 @@
+"""The contract between sessions and the nodes, and its version inside one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qraf.actors.hosted import HostedRuntime, NodeHealth
+from qraf.actors.messages import HostReport, Spell
+from qraf.clock import Clock
+from qraf.errors import NodeDown
+from qraf.frames import NodeView
+from qraf.network.topology import Topology
+from qraf.records import Advertisement, Figures, ForgetReceipt, Item, NodeAnswer, NodeStats, Visit
+from qraf.settings import Settings
+from qraf.storage.journal import Journal
+from qraf.text.generator import Endpoint
+
+if TYPE_CHECKING:  # these import torch, which a gateway must not, unless it runs the nodes itself
+    from qraf.actors.encoding import EncodeQueue
+    from qraf.actors.host import Host
+    from qraf.text.encoder import Encoder
+    from qraf.text.engine import EmbeddedEngine
+
+__all__ = ["HostedRuntime", "LocalRuntime", "NodeHealth", "Runtime"]
+
+
+class Runtime(Protocol):
+    """Where nodes run. Every coroutine raises `NodeDown` when the node does not answer, `LimitExceeded` when full.
+
+    Cancelling a call gives up its answer; what the node has begun it ends. All calls may be repeated: absorb is
+    idempotent by seq.
+    """
+
+    topology: Topology
+    health: dict[str, NodeHealth]
+    phase: str
+    restarts: dict[str, int]
+
+    async def start(self) -> None:
+        """Start hosts, encoder and engine; returns when they answer. `phase` tells how far it is."""
+        ...
+
+    async def close(self) -> None:
+        """Stop everything that `start` started. Twice does nothing."""
+        ...
+
+    async def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Amplitudes of prompts, (n, d) float32 unit rows."""
+        ...
+
+    async def absorb(self, node: str, memory: str, items: Sequence[Item]) -> Figures:
+        """Encode and take in items that the journal already has; the memory's figures afterwards."""
+        ...
+
+    def recall(self, visits: Sequence[Visit]) -> AsyncIterator[NodeAnswer]:
+        """Ask all hosts at once; answers come as hosts answer. A host that fails gives answers with `error`."""
+        ...
+
+    async def forget(self, node: str, memory: str, seqs: Sequence[int]) -> ForgetReceipt:
+        """Forget items that the journal has tombstoned."""
+        ...
+
+    async def drop(self, node: str, memory: str) -> None:
+        """Let a memory go from its node."""
+        ...
+
+    async def figures(self, node: str, memory: str) -> Figures:
+        """What a memory's state measures; an unknown memory is an empty one."""
+        ...
+
+    async def advertisements(self, everything: bool = False) -> list[Advertisement]:
+        """What changed since the last call, or all that is known. Hosts that are down are left out."""
+        ...
+
+    async def pooled_sketch(self) -> bytes | None:
+        """The nodes' sketches merged into one, for the router's whitening; None while there is nothing."""
+        ...
+
+    async def stats(self) -> list[NodeStats]:
+        """Counters of the memory nodes that answer."""
+        ...
+
+    def views(self) -> list[NodeView]:
+        """Every node as last known."""
+        ...
+
+    def endpoint(self, node: str) -> Endpoint:
+        """Where the model of a generator node listens now."""
+        ...
+
+
+class LocalRuntime(HostedRuntime):
+    """Every host in this process, its work in threads: for tests and small machines.
+
+    Args:
+        journal: shared with the caller, who closes it.
+        encoder: makes the encoder; default: the one that the settings name.
+        endpoint: serves every generator node that names no URL; default: the embedded engine.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        settings: Settings,
+        journal: Journal,
+        *,
+        clock: Clock | None = None,
+        encoder: Callable[[], Encoder] | None = None,
+        endpoint: Endpoint | None = None,
+    ) -> None:
+        super().__init__(topology, settings, clock=clock)
+        self._journal, self._load, self._given_endpoint = journal, encoder, endpoint
+        self._threads = {
+            "absorb": ThreadPoolExecutor(8, thread_name_prefix="local-write"),
+            "": ThreadPoolExecutor(8, thread_name_prefix="local"),
+        }
+        self._hosts: dict[str, Host] = {}
+        self._encoding: EncodeQueue | None = None
+        self._engine: EmbeddedEngine | None = None
+        self._engine_at: Endpoint | None = endpoint
+
+    async def start(self) -> None:
+        """Load the encoder and start the engine, both in threads; returns when both work."""
+        self.phase = "starting hosts"
+        starts = [asyncio.to_thread(self._start_hosts)]
+        if self._needs_engine and self._given_endpoint is None:
+            starts.append(asyncio.to_thread(self._start_engine))
+        await asyncio.gather(*starts)
+        for host in list(self._hosts):
+            self._host_up(await self._ping(host))
+        for spec in self.topology.generators():
+            self.health[spec.name] = NodeHealth(up=True, epoch=1)
+        self.phase = "ready"
+
+    async def close(self) -> None:
+        """Stop threads and engine; codes that wait are stored before. Twice does nothing."""
+        if self.phase == "closed":
+            return
+        self.phase = "closed"
+        for host in list(self._epochs):
+            self._host_down(host)
+        await self._close_batchers()
+        await asyncio.to_thread(self._stop)
+
+    def views(self) -> list[NodeView]:
+        """Every node as it is now."""
+        for name in self._epochs:
+            self._note(self._hosts[name].ping())
+        return super().views()
+
+    def _start_hosts(self) -> None:
+        from qraf.actors.encoding import EncodeQueue
+        from qraf.actors.host import Host
+        from qraf.text.encoder import load_encoder
+
+        settings = self._encoder_settings()
+        self._encoding = EncodeQueue(self._load or (lambda: load_encoder(settings)), settings.max_batch)
+        self._encoding.encoder()
+        for name in self.topology.hosts:
+            self._hosts[name] = Host(self._encoding, self._journal, clock=self._clock)
+            self._hosts[name].adopt(Spell(name, 1, self.topology))
+
+    def _start_engine(self) -> None:
+        from qraf.text.engine import EmbeddedEngine
+
+        self._engine = EmbeddedEngine(self.settings.generator)
+        self._engine_at = self._engine.start()
+
+    def _stop(self) -> None:
+        for pool in self._threads.values():
+            pool.shutdown(wait=True, cancel_futures=True)
+        for host in self._hosts.values():
+            host.close()
+        if self._encoding is not None:
+            self._encoding.close()
+        if self._engine is not None:
+            self._engine.stop()
+
+    async def _ask(self, host: str, method: str, *args: Any, timeout_s: float | None = None) -> Any:
+        epoch = self._epochs.get(host)
+        if epoch is None:
+            raise NodeDown(host, "not up")
+        call = getattr(self._hosts[host], method)
+        pool = self._threads.get(method, self._threads[""])
+        self._calls[host] += 1
+        try:
+            work = asyncio.get_running_loop().run_in_executor(pool, call, epoch, *args)
+            return await asyncio.wait_for(work, timeout_s or self.settings.runtime.call_timeout_s)
+        except TimeoutError:
+            raise NodeDown(host, f"`{method}` did not answer in time") from None
+        finally:
+            self._calls[host] -= 1
+
+    async def _ping(self, host: str) -> HostReport:
+        report = self._hosts[host].ping()
+        self._note(report)
+        return report
+
+    def _engine_endpoint(self, node: str) -> Endpoint:
+        if self._engine_at is None or self.phase == "closed":
+            raise NodeDown(node, "the embedded engine does not run")
+        return self._engine_at
