@@ -90,10 +90,9 @@ class EncodeQueue:
         with self._wake:
             if self._closed:
                 raise self._closed_error()
-            if self.waiting and self.waiting + len(job.texts) > self._max_waiting:
-                raise LimitExceeded(
-                    "max_waiting texts to encode", self._max_waiting, self.waiting + len(job.texts), 1000
-                )
+            waiting = self.waiting + len(job.texts)
+            if self.waiting and waiting > self._max_waiting:
+                raise LimitExceeded("texts that wait to be encoded", self._max_waiting, waiting, 1000)
             self._lanes[0 if urgent else 1].extend((job, row) for row in range(len(job.texts)))
             self._wake.notify()
         try:

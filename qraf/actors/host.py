@@ -24,7 +24,7 @@ from qraf.actors.messages import Absorb, HostReport, Spell
 from qraf.actors.node import Node
 from qraf.clock import Clock, SystemClock
 from qraf.errors import NodeDown, QrafError, StorageFailed
-from qraf.records import Advertisement, Figures, ForgetReceipt, Item, NodeAnswer, NodeStats, Visit
+from qraf.records import Advertisement, Figures, ForgetReceipt, Item, NodeAnswer, Visit
 from qraf.states.sketch import Sketch
 from qraf.storage.journal import Journal
 
@@ -40,6 +40,10 @@ class _HostEncode:
 
     def __init__(self, encoding: EncodeQueue) -> None:
         self._encoding = encoding
+
+    @property
+    def name(self) -> str:
+        return self._encoding.encoder().name
 
     @property
     def dim(self) -> int:
@@ -160,7 +164,7 @@ class Host:
     def absorb(self, epoch: int, writes: Sequence[Absorb]) -> list[Figures | QrafError]:
         """Absorb each write; its memory's figures afterwards, or what hindered it.
 
-        Writes to one memory are absorbed together, in order; when that fails, one by one, so that each gets its own fault.
+        Writes to one memory are absorbed together, in order; when that fails, one by one, each with its own fault.
         """
         with self._call(epoch):
             groups: dict[Key, list[int]] = defaultdict(list)

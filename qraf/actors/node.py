@@ -1,7 +1,7 @@
 """A memory node: a plain object, requests in, answers out. No Ray, no event loop.
 
-A node holds memories and rebuilds each from the journal before its first use in this process, so a fresh process answers
-as the old one did. The journal is the truth: what it has and a memory lacks is absorbed at the next chance.
+A node holds memories and rebuilds each from the journal before its first use in this process, so that a fresh process
+answers as the old one did. The journal is the truth: what it has and a memory lacks is absorbed at the next chance.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ _ITEM_OVERHEAD_BYTES = 128  # lexical register and bookkeeping of an item, estim
 
 class Encode(Protocol):
     """Texts to amplitudes (n, d); `dim` is d. Waits for its turn; any thread may call."""
+
+    @property
+    def name(self) -> str:
+        """The encoder's name."""
+        ...
 
     @property
     def dim(self) -> int:
@@ -93,7 +98,11 @@ class Node:
         self._revision = 0
         self._written = self._recalled = 0
         self._busy_s = 0.0
-        self.code = f"int{spec.bits}/{spec.encoder}"
+
+    @property
+    def code(self) -> str:
+        """What stored codes are named: all that decides what their bytes mean."""
+        return f"{self._encode.name}/int{self.spec.bits}/64"
 
     @property
     def revision(self) -> int:
@@ -278,10 +287,10 @@ class Node:
         """Absorb what the journal has after `synced_seq`, from stored codes where there are any."""
         width = row_bytes(self._encode.dim, self.spec.bits)
         while True:
-            page = self._journal.items(memory, after_seq=held.synced_seq, limit=_PAGE)
+            page = self._journal.items(memory, after_seq=held.synced_seq, limit=_PAGE, code=self.code)
             known = held.memory.seqs
             mine = [item for item in page if item.seq not in known and self._is_mine(memory, item)]
-            # codes of another precision or encoder have another length: those items are coded anew
+            # an item without codes of this precision and encoder is coded anew
             mine = [item if item.codes and len(item.codes) == width else _uncoded(item) for item in mine]
             mine = [item for item in mine if item.codes or _is_usable(item, self._encode.dim)]
             self._take_in(held, mine, self._amplitudes(mine))
@@ -386,10 +395,7 @@ class _Busy:
 
 
 def _named(answer: Recollection, node: str) -> list[Evidence]:
-    return [
-        evidence if evidence.node == node else msgspec.structs.replace(evidence, node=node)
-        for evidence in answer.evidence
-    ]
+    return [one if one.node == node else msgspec.structs.replace(one, node=node) for one in answer.evidence]
 
 
 def _uncoded(item: Item) -> Item:
