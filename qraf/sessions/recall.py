@@ -32,9 +32,12 @@ from qraf.sessions.registry import Sessions
 from qraf.storage.journal import Journal
 from qraf.text.lexicon import TOKENS_PER_WORD
 from qraf.text.prepare import prepare, prompt_text
-from qraf.times import to_rfc3339
+from qraf.times import format_time
 
 __all__ = ["Address", "Measurement", "Recaller", "choose", "evidence_out", "tokens_of"]
+
+# the pooled state whitens the router's prompts; it moves slowly, and merging the nodes' sketches takes milliseconds
+_POOL_EVERY_S = 2.0
 
 
 def tokens_of(words: int) -> float:
@@ -114,7 +117,7 @@ def evidence_out(items: Sequence[Evidence]) -> tuple[EvidenceOut, ...]:
             collection=item.memory[2:] if item.memory.startswith("c/") else None,
             speaker=item.speaker,
             role=item.role,
-            at=to_rfc3339(item.at),
+            at=format_time(item.at),
             metadata=item.metadata,
             terms=item.terms,
         )
@@ -137,7 +140,8 @@ class Recaller:
         self.router = Router(topology, clock)
         self._topology, self._runtime, self._sessions = topology, runtime, sessions
         self._journal, self._clock, self._meters = journal, clock, meters
-        self._is_stale = True
+        self._is_stale, self._has_moved = True, False
+        self._pooled_at = -_POOL_EVERY_S
         self._refreshing = asyncio.Lock()
 
     def address(self, session: str | None, collections: Sequence[str] | None) -> Address:
@@ -184,7 +188,7 @@ class Recaller:
         self._is_stale = True
 
     async def refresh(self) -> None:
-        """Bring the router up to date with advertisements, the pooled state, and the nodes' health."""
+        """Bring the router up to date with the nodes' health, what they advertise, and now and then the pooled state."""
         for node, health in self._runtime.health.items():
             self.router.observe(node, latency_ms=health.latency_ms, load=health.load, up=health.up)
         if not self._is_stale:
@@ -194,9 +198,14 @@ class Recaller:
                 return
             self._is_stale = False
             try:
-                self.router.advertise(await self._runtime.advertisements())
-                if (pooled := await self._runtime.pooled_sketch()) is not None:
-                    self.router.pooled(pooled)
+                changed = await self._runtime.advertisements()
+                self.router.advertise(changed)
+                self._has_moved = self._has_moved or bool(changed)
+                now = self._clock.monotonic()
+                if self._has_moved and now - self._pooled_at >= _POOL_EVERY_S:
+                    self._pooled_at, self._has_moved = now, False
+                    if (pooled := await self._runtime.pooled_sketch()) is not None:
+                        self.router.pooled(pooled)
             except BaseException:
                 self._is_stale = True
                 raise

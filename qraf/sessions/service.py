@@ -43,7 +43,7 @@ __all__ = ["Service"]
 
 log = logging.getLogger(__name__)
 
-_KEEP_UP_S = 0.2
+_KEEP_UP_S = 0.5
 _SWEEP_S = 5.0
 
 
@@ -134,8 +134,16 @@ class Service:
                 self.responses.sweep()
                 for session in await self.sessions.expired():
                     await self.delete_session(session)
+                await self._forget_expired()
             except Exception:
                 log.exception("the sweep failed")
+
+    async def _forget_expired(self) -> None:
+        by_memory: dict[str, list[int]] = {}
+        for memory, seq in await asyncio.to_thread(self.journal.expired):
+            by_memory.setdefault(memory, []).append(seq)
+        for memory, seqs in by_memory.items():
+            await self._forget(memory, seqs)
 
     def _note_health(self) -> None:
         now = self.clock.now()
@@ -318,7 +326,9 @@ class Service:
     async def delete_item(self, session: str | None, collection: str | None, item_id: str) -> ForgetReceipt:
         """Forget one item; raises NotFound."""
         item = await self.get_item(session, collection, item_id)
-        return (await self._forget(await self._memory(session, collection), [item]))[0]
+        receipts = await self._forget(await self._memory(session, collection), [item.seq])
+        held = [receipt for receipt in receipts if receipt.forgotten]
+        return held[0] if held else ForgetReceipt(item_id, 1, Figures(), Figures())
 
     async def forget(
         self, session: str | None, collection: str | None, filter: Filter, dry_run: bool = False
@@ -326,34 +336,28 @@ class Service:
         """Forget every item that matches; with `dry_run`, count them only."""
         validate(filter)
         memory = await self._memory(session, collection)
-        items: list[Item] = []
+        seqs: list[int] = []
         cursor: str | None = None
         while True:
             page, cursor = await asyncio.to_thread(self.journal.page, memory, cursor, 200, filter)
-            items += page
+            seqs += [item.seq for item in page]
             if cursor is None:
                 break
-        if dry_run or not items:
-            return len(items), []
-        return len(items), await self._forget(memory, items)
+        if dry_run or not seqs:
+            return len(seqs), []
+        return len(seqs), await self._forget(memory, seqs)
 
-    async def _forget(self, memory: str, items: Sequence[Item]) -> list[ForgetReceipt]:
-        by_node: dict[str, list[int]] = {}
-        for item in items:
-            if memory.startswith("s/"):
-                node = session_node(self.topology, memory[2:])
-            else:
-                node = item_node(self.topology, memory[2:], item.item_id)
-            by_node.setdefault(node, []).append(item.seq)
+    async def _forget(self, memory: str, seqs: Sequence[int]) -> list[ForgetReceipt]:
         # the journal first: whatever dies after this, a rebuilt memory does not know the items any more
-        await asyncio.to_thread(self.journal.tombstone, memory, [item.seq for item in items])
+        await asyncio.to_thread(self.journal.tombstone, memory, seqs)
+        name = memory[2:]
+        nodes = (session_node(self.topology, name),) if memory.startswith("s/") else self.topology.holders(name)
         receipts = []
-        for node, seqs in by_node.items():
+        for node in nodes:  # each forgets what it has of them
             try:
                 receipts.append(await self.runtime.forget(node, memory, seqs))
             except QrafError as error:
                 log.warning("node %s rebuilds without what was forgotten: %s", node, error)
-                receipts.append(ForgetReceipt(memory, len(seqs), Figures(), Figures()))
         self.recaller.touch()
         return receipts
 
