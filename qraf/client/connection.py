@@ -310,8 +310,7 @@ class Connection:
     def _on_error(self, frame: ErrorFrame) -> None:
         error = server_error(frame.error)
         waits = self._waiting.get(frame.id) if frame.id else None
-        inbox = self._starting.get(frame.id) if frame.id else None
-        inbox = inbox or (self._streams.get(frame.stream) if frame.stream else None)
+        inbox = self._starting.get(frame.id, self._streams.get(frame.stream))
         if waits is not None and not waits[1].done():
             waits[1].set_exception(error)
         elif inbox is not None:

@@ -40,9 +40,6 @@ class Inbox:
         self._wake = asyncio.Event()
         self.skipped = 0
 
-    def __len__(self) -> int:
-        return len(self._frames)
-
     def put(self, frame: ServerFrame) -> bool:
         """Take a frame; False when the stream has ended, and when this frame was too much and ended it."""
         if self._closed:

@@ -46,7 +46,7 @@ class Response:
     def __init__(self, connection: Connection, command: Enhance) -> None:
         self._connection, self._command = connection, command
         self._inbox = Inbox()
-        self._is_started = False
+        self._is_started = self._is_refused = False
         self.created: ResponseCreated | None = None
         self.route: ResponseRoute | None = None
         self.hops: list[ResponseHop] = []
@@ -64,7 +64,11 @@ class Response:
         await self._start()
         try:
             while self.done is None:
-                frame = await self._inbox.get(self._connection.timeout_s, "the next frame of a response")
+                try:
+                    frame = await self._inbox.get(self._connection.timeout_s, "the next frame of a response")
+                except ServerError:
+                    self._is_refused = True
+                    raise
                 if frame is None:
                     break
                 self._gather(frame)
@@ -126,7 +130,7 @@ class Response:
 
     async def _leave(self) -> None:
         self._connection.leave(self._inbox)
-        if self.done is None:
+        if self.done is None and not self._is_refused:
             with contextlib.suppress(ConnectionLost, TimeoutError):
                 async with asyncio.timeout(5):
                     await self.cancel()
