@@ -8,7 +8,7 @@ threads, and many processes may open the same file.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any, TypeVar
@@ -17,14 +17,14 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, delete, 
 
 from qraf.clock import Clock, SystemClock
 from qraf.filters import item_view, predicate, validate
-from qraf.records import Filter, Item
+from qraf.records import Filter, Item, session_memory
 from qraf.storage import tables
 from qraf.storage.database import faults, is_in_memory, migrate, open_engine, scrub
 from qraf.storage.pages import check_limit, decode_cursor, encode_cursor
 from qraf.storage.records import Committed, Draft, SessionRecord
 from qraf.storage.rows import check_name, draft_row, item_of, session_of, session_row
 
-__all__ = ["Journal"]
+__all__ = ["Committed", "Draft", "Journal", "SessionRecord"]
 
 _CHUNK = 500  # values in one IN (...), rows in one scan of a page
 _T = TypeVar("_T")
@@ -69,11 +69,15 @@ class Journal:
         """Write drafts in one transaction; durable on return. See `commit_many`."""
         return self.commit_many([(memory, drafts)])[0]
 
-    def commit_many(self, groups: Sequence[tuple[str, Sequence[Draft]]]) -> list[list[Committed]]:
+    def commit_many(
+        self, groups: Sequence[tuple[str, Sequence[Draft]]], sessions: Collection[str] = ()
+    ) -> list[list[Committed]]:
         """Write the drafts of several memories in one transaction: all or none, durable on return.
 
         An item id that is live in its memory is a duplicate, inside one call too: the older item stays as it is. An id
         that was forgotten or has expired is written anew, with a new number.
+
+        `sessions` must still be there: of one that was deleted meanwhile nothing is written, and its answers are empty.
 
         Raises:
             InvalidRequest: a text that is no UTF-8 (half of a surrogate pair), a name that no column holds.
@@ -82,25 +86,27 @@ class Journal:
         for memory, drafts in groups:
             check_name(memory, "a memory")
             for draft in drafts:
-                rows.setdefault((memory, draft.item_id), draft_row(memory, draft))
+                if (memory, draft.item_id) not in rows:
+                    rows[memory, draft.item_id] = draft_row(memory, draft)
         if not rows:
             return [[] for _ in groups]
         with self._write("commit items") as connection:
+            gone = {session_memory(session) for session in _missing(connection, sessions)}
+            rows = {key: row for key, row in rows.items() if key[0] not in gone}
             seqs = self._live_ids(connection, rows)
-            fresh = [row for key, row in rows.items() if key not in seqs]
-            new = {key for key in rows if key not in seqs}
+            fresh = {key: row for key, row in rows.items() if key not in seqs}
             if fresh:
                 statement = insert(_items).returning(_items.c.seq, sort_by_parameter_order=True)
-                for row, seq in zip(fresh, connection.execute(statement, fresh).scalars(), strict=True):
-                    seqs[row["memory"], row["item_id"]] = seq
-        answers = []
+                numbers = connection.execute(statement, list(fresh.values())).scalars()
+                seqs.update(zip(fresh, numbers, strict=True))
+        new = set(fresh)
+        answers: list[list[Committed]] = []
         for memory, drafts in groups:
-            answer = []
-            for draft in drafts:
+            answers.append([])
+            for draft in drafts if memory not in gone else ():
                 key = (memory, draft.item_id)
-                answer.append(Committed(seqs[key], draft.item_id, key not in new))
+                answers[-1].append(Committed(seqs[key], draft.item_id, key not in new))
                 new.discard(key)
-            answers.append(answer)
         return answers
 
     def put_codes(self, codes: Mapping[int, bytes], code: str) -> None:
@@ -228,6 +234,12 @@ class Journal:
             connection.execute(delete(_sessions).where(_sessions.c.id == record.id))
             connection.execute(insert(_sessions).values(row))
 
+    def update_session(self, record: SessionRecord) -> bool:
+        """Write a session over if it is there; whether it was."""
+        row = session_row(record)
+        with self._write("write session") as connection:
+            return bool(connection.execute(update(_sessions).where(_sessions.c.id == record.id).values(row)).rowcount)
+
     def get_session(self, id: str) -> SessionRecord | None:
         """The session, expired or not."""
         with self._read("read session") as connection:
@@ -303,6 +315,13 @@ class Journal:
 
 def _kept() -> ColumnElement[bool]:
     return _items.c.forgotten_at.is_(None)
+
+
+def _missing(connection: Connection, sessions: Collection[str]) -> set[str]:
+    found: set[str] = set()
+    for chunk in _chunks(sessions):
+        found.update(connection.execute(select(_sessions.c.id).where(_sessions.c.id.in_(chunk))).scalars())
+    return set(sessions) - found
 
 
 def _select(code: str | None) -> Select[Any]:
