@@ -1,1 +1,1 @@
-
+"""What users open and stream through: sessions, writes, recall, responses."""

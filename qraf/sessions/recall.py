@@ -188,7 +188,7 @@ class Recaller:
         self._is_stale = True
 
     async def refresh(self) -> None:
-        """Bring the router up to date with the nodes' health, what they advertise, and now and then the pooled state."""
+        """Bring the router up to date: the nodes' health, what they advertise, now and then the pooled state."""
         for node, health in self._runtime.health.items():
             self.router.observe(node, latency_ms=health.latency_ms, load=health.load, up=health.up)
         if not self._is_stale:

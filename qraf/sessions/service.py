@@ -103,7 +103,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for generator in self._generators.values():
-            await generator.close()
+            await generator.aclose()
         await self.writer.close()
         await self.runtime.close()
         self._state = "closed"
@@ -326,9 +326,11 @@ class Service:
     async def delete_item(self, session: str | None, collection: str | None, item_id: str) -> ForgetReceipt:
         """Forget one item; raises NotFound."""
         item = await self.get_item(session, collection, item_id)
-        receipts = await self._forget(await self._memory(session, collection), [item.seq])
-        held = [receipt for receipt in receipts if receipt.forgotten]
-        return held[0] if held else ForgetReceipt(item_id, 1, Figures(), Figures())
+        memory = await self._memory(session, collection)
+        receipts = await self._forget(memory, [item.seq])
+        return next(
+            (receipt for receipt in receipts if receipt.forgotten), ForgetReceipt(memory, 1, Figures(), Figures())
+        )
 
     async def forget(
         self, session: str | None, collection: str | None, filter: Filter, dry_run: bool = False

@@ -1,1 +1,1 @@
-
+"""Text to registers and back: encoder, lexicon, mentions, passages, prompts, generators."""

@@ -1,0 +1,105 @@
+"""How fast do texts become states, end to end, beside the encoder alone?
+
+    python -m benchmarks.write [--items N] [--json OUT]
+
+The texts are docstrings of the standard library, first paragraphs. End to end: client -> WebSocket -> journal (fsync) ->
+encode -> absorb -> `write.done`, in a server of its own process. The encoder alone: the same texts, the same number of
+threads, in one process with nothing else. Both runs alternate and the medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+
+from benchmarks.harness import device_line, print_table, write_json
+from benchmarks.serving import serving
+
+TOPOLOGY = """
+version: 1
+name: bench-write
+hosts: {one: {cpus: 1}}
+nodes:
+  notes: {role: memory, host: one, holds: sessions}
+  writer: {role: generator, url: "http://127.0.0.1:9/v1", model: none}
+links: [{source: notes, target: writer}]
+ingress: notes
+"""
+
+
+def texts(count: int) -> list[str]:
+    """`count` different pieces of real text of a turn's length, deterministic."""
+    from qraf.demo.corpus import collect
+
+    found = [passage.text for passage in collect("stdlib", limit=count)]
+    if len(found) < count:
+        raise SystemExit(f"only {len(found)} texts on this machine; use --items {len(found)}")
+    return found[:count]
+
+
+def encoder_rate(items: list[str], threads: int) -> float:
+    """Items a second of the encoder alone, in batches as the host makes them."""
+    from qraf.settings import EncoderSettings
+    from qraf.text.encoder import load_encoder
+
+    settings = EncoderSettings(threads=threads)
+    encoder = load_encoder(settings)
+    encoder.encode(items[:64])
+    started = time.perf_counter()
+    for start in range(0, len(items), settings.max_batch):
+        encoder.encode(items[start : start + settings.max_batch])
+    return len(items) / (time.perf_counter() - started)
+
+
+async def end_to_end_rate(url: str, items: list[str], session: str) -> float:
+    """Items a second from the first frame to the last `write.done`."""
+    import qraf
+
+    async with qraf.connect(url) as q:
+        await q.open_session(session)
+        started = time.perf_counter()
+        done = await q.write(items, session=session)
+        seconds = time.perf_counter() - started
+    assert done.accepted == len(items), done
+    return len(items) / seconds
+
+
+async def run(count: int, rounds: int, threads: int) -> dict[str, float]:
+    """Both rates, alternating, as medians."""
+    items = texts(count)
+    alone, whole = [], []
+    async with serving(TOPOLOGY, settings={"QRAF_ENCODER__THREADS": str(threads)}) as url:
+        await end_to_end_rate(url, items[:64], "warm")
+        for round_ in range(rounds):
+            alone.append(await asyncio.to_thread(encoder_rate, items, threads))
+            whole.append(await end_to_end_rate(url, items, f"round-{round_}"))
+    items_per_s, encoder = statistics.median(whole), statistics.median(alone)
+    return {"items_per_s": items_per_s, "encoder_items_per_s": encoder, "ratio": items_per_s / encoder}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of the encoder, in both runs")
+    parser.add_argument("--json", metavar="OUT")
+    args = parser.parse_args()
+    result = asyncio.run(run(args.items, args.rounds, args.threads))
+    print_table(
+        f"write, {args.items} items, {args.threads} thread(s), median of {args.rounds}; {device_line()}",
+        ("what", "items/s"),
+        [
+            ("encoder alone", f"{result['encoder_items_per_s']:.0f}"),
+            ("end to end, durable and absorbed", f"{result['items_per_s']:.0f}"),
+            ("ratio", f"{result['ratio']:.2f}"),
+        ],
+    )
+    if args.json:
+        write_json(args.json, result)
+
+
+if __name__ == "__main__":
+    main()
