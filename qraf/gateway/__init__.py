@@ -1,1 +1,1 @@
-
+"""The floor that speaks HTTP and WebSocket."""

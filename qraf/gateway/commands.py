@@ -1,0 +1,82 @@
+"""What every command is checked for before it goes to the service, over WebSocket and REST alike."""
+
+from __future__ import annotations
+
+import msgspec
+
+from qraf.errors import InvalidRequest, LimitExceeded
+from qraf.frames import ClientFrame, Enhance, Hello, Ping, Recall, SessionOpen, Watch, Write
+from qraf.gateway.values import check_filter, check_number, check_value
+from qraf.settings import LimitSettings
+
+__all__ = ["MAX_ID", "check_command"]
+
+MAX_ID = 128
+_YEAR_S = 366 * 86_400.0
+_MANY = 1_000_000
+
+
+def check_command(frame: ClientFrame, limits: LimitSettings) -> None:
+    """Refuse values that no service could use; what they mean is checked where they are used.
+
+    Raises:
+        InvalidRequest: with the JSON pointer of the first fault.
+        LimitExceeded: too many items in one write.
+    """
+    if len(frame.id) > MAX_ID or (not frame.id and not isinstance(frame, Hello | Ping)):
+        raise InvalidRequest(f"must have 1 to {MAX_ID} characters, but has {len(frame.id)}", "/id")
+    match frame:
+        case Hello():
+            check_number(frame.coalesce_ms, "/coalesce_ms", 0, 100)
+        case SessionOpen():
+            _metadata(frame.metadata, "/metadata", limits)
+            check_number(frame.ttl_s, "/ttl_s", 0.001, 100 * _YEAR_S)
+        case Write():
+            _write(frame, limits)
+        case Recall():
+            if frame.session is None and not frame.collections:
+                raise InvalidRequest("name a `session`, `collections`, or both", "/session")
+            check_filter(frame.filter, "/filter")
+            check_number(frame.token_budget, "/token_budget", 1, _MANY)
+            check_number(frame.max_visits, "/max_visits", 1, _MANY)
+        case Enhance():
+            check_filter(frame.evidence.filter, "/evidence/filter")
+            check_number(frame.evidence.token_budget, "/evidence/token_budget", 1, _MANY)
+            check_number(frame.evidence.min_probability, "/evidence/min_probability", 0, 1)
+            check_number(frame.route.max_visits, "/route/max_visits", 1, _MANY)
+            check_number(frame.route.deadline_ms, "/route/deadline_ms", 1, 600_000)
+            if frame.generate is not False:
+                check_number(frame.generate.seed, "/generate/seed", -(2**31), 2**32 - 1)
+            if frame.metrics is not None:
+                check_number(frame.metrics.every_ms, "/metrics/every_ms", 100, 3_600_000)
+        case Watch():
+            check_number(frame.every_ms, "/every_ms", 100, 3_600_000)
+            if frame.topic not in ("network", "usage") and not (
+                frame.topic.startswith("session:") and len(frame.topic) > len("session:")
+            ):
+                raise InvalidRequest("must be `network`, `usage` or `session:ID`", "/topic")
+        case _:
+            pass
+
+
+def _write(frame: Write, limits: LimitSettings) -> None:
+    if (frame.session is None) == (frame.collection is None):
+        raise InvalidRequest("name exactly one of `session` and `collection`", "/session")
+    if not frame.items:
+        raise InvalidRequest("must hold at least one item", "/items")
+    if len(frame.items) > limits.max_items_per_write:
+        raise LimitExceeded("max_items_per_write", limits.max_items_per_write, len(frame.items))
+    for index, item in enumerate(frame.items):
+        if item.metadata:
+            _metadata(item.metadata, f"/items/{index}/metadata", limits)
+        if item.ttl_s is not None:
+            check_number(item.ttl_s, f"/items/{index}/ttl_s", 0.001, 100 * _YEAR_S)
+
+
+def _metadata(metadata: dict[str, object], pointer: str, limits: LimitSettings) -> None:
+    if not metadata:
+        return
+    check_value(metadata, pointer)
+    size = len(msgspec.json.encode(metadata))
+    if size > limits.max_metadata_bytes:
+        raise InvalidRequest(f"may have {limits.max_metadata_bytes} bytes as JSON, but has {size}", pointer)

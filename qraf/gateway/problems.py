@@ -1,0 +1,116 @@
+"""What a client may see of an error: `ErrorBody` in frames, `application/problem+json` (RFC 9457) over HTTP.
+
+The facts of our own errors go out; of a foreign exception nothing does, it is logged where it is caught.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Any, get_args
+
+import msgspec
+
+from qraf import errors
+from qraf.errors import InvalidTopology, QrafError
+from qraf.frames import ErrorBody
+from qraf.records import Role
+
+__all__ = [
+    "CODES",
+    "PROBLEM_JSON",
+    "decoding_fault",
+    "error_body",
+    "http_problem",
+    "problem",
+    "problem_of_body",
+    "status_of",
+]
+
+PROBLEM_JSON = "application/problem+json"
+
+CODES: dict[str, tuple[int, str]] = {
+    kind.code: (kind.status, kind.title)
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, QrafError)
+}
+"""Every code with its HTTP status and title."""
+
+_INTERNAL = ErrorBody(code="internal", title="Internal error", detail="an internal error; it was logged")
+_AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
+_FIELD = re.compile(r"(unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+
+
+def error_body(error: BaseException) -> ErrorBody:
+    """The error as frames carry it."""
+    if not isinstance(error, QrafError):
+        return _INTERNAL
+    return ErrorBody(
+        code=error.code,
+        title=error.title,
+        detail=getattr(error, "detail", None) or str(error),
+        pointer=getattr(error, "pointer", ""),
+        retryable=error.retryable,
+        retry_after_ms=getattr(error, "retry_after_ms", None),
+    )
+
+
+def status_of(code: str) -> int:
+    """The HTTP status of an error code; 500 for one that is not known."""
+    return CODES.get(code, (500, ""))[0]
+
+
+def problem(error: BaseException, request: str = "") -> dict[str, Any]:
+    """The error as a problem document; `request` names it in the log."""
+    document = problem_of_body(error_body(error), request)
+    if isinstance(error, InvalidTopology):
+        document["errors"] = [{"pointer": "", "detail": str(fault)} for fault in error.faults]
+    return document
+
+
+def problem_of_body(body: ErrorBody, request: str = "") -> dict[str, Any]:
+    """An `ErrorBody` as a problem document."""
+    document: dict[str, Any] = {
+        "type": "about:blank",
+        "title": body.title,
+        "status": status_of(body.code),
+        "detail": body.detail,
+        "code": body.code,
+        "retryable": body.retryable,
+        "errors": [{"pointer": body.pointer, "detail": body.detail}] if body.pointer else [],
+    }
+    if body.retry_after_ms is not None:
+        document["retry_after_ms"] = body.retry_after_ms
+    if request:
+        document["instance"] = f"urn:qraf:request:{request}"
+    return document
+
+
+def http_problem(status: int, code: str, detail: str, request: str = "") -> dict[str, Any]:
+    """A problem of HTTP itself (no such route, wrong method, wrong content type)."""
+    document = problem_of_body(ErrorBody(code=code, title=HTTPStatus(status).phrase, detail=detail), request)
+    document["status"] = status
+    return document
+
+
+def decoding_fault(error: Exception) -> tuple[str, str]:
+    """What msgspec says of a wrong value, as (detail, JSON pointer): `$.items[0]` becomes `/items/0`."""
+    found = _AT.match(str(error))
+    if not isinstance(error, msgspec.ValidationError) or found is None:
+        return str(error), ""
+    detail, path = found["what"], found["path"] or ""
+    if found["key"]:
+        detail = f"{detail} as a key"
+    pointer = "".join(f"/{_escaped(name or index)}" for name, index in _STEP.findall(path))
+    field = _FIELD.search(detail)
+    if field is not None:
+        pointer += f"/{_escaped(field['name'])}"
+        detail = f"unknown field `{field['name']}`" if field[1] == "unknown" else f"field `{field['name']}` is required"
+    if detail.startswith("Invalid enum value") and pointer.endswith("/role"):
+        detail += f"; there are {', '.join(get_args(Role))}"
+    return detail[:1].lower() + detail[1:], pointer
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
