@@ -97,6 +97,7 @@ class RuntimeSettings(_Slice):
     batch_window_ms: float = Field(1.0, ge=0)
     max_batch: int = Field(64, ge=1)
     max_waiting: int = Field(4096, ge=1, description="calls that may wait for one host; more are refused")
+    spare_hosts: int = Field(1, ge=0, le=1, description="a loaded process that takes over from a host that died")
 
 
 class Settings(BaseSettings):

@@ -1,0 +1,92 @@
+"""What runs in an actor's process: a host, or the embedded engine. Plain classes; `ray_runtime` makes actors of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from qraf.errors import QrafError
+from qraf.settings import EncoderSettings, GeneratorSettings
+from qraf.text.generator import Endpoint
+
+if TYPE_CHECKING:
+    from qraf.text.encoder import Encoder
+
+__all__ = ["EngineActor", "HostActor"]
+
+
+class HostActor:
+    """A `Host` in an actor. The encoder loads in its own thread while the journal opens."""
+
+    def __init__(
+        self,
+        journal_url: str,
+        settings: EncoderSettings,
+        wants_gpu: bool,
+        encoder: Callable[[], Encoder] | None,
+    ) -> None:
+        from qraf.actors.encoding import EncodeQueue
+        from qraf.actors.host import Host
+        from qraf.storage.journal import Journal
+
+        load = encoder or partial(_load_encoder, settings, wants_gpu)
+        self._encoding = EncodeQueue(load, settings.max_batch)
+        self._journal = Journal.open(journal_url)
+        self._host = Host(self._encoding, self._journal)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the host. An error of ours is the answer: so it arrives as itself."""
+        try:
+            return getattr(self._host, method)(*args)
+        except QrafError as error:
+            return error
+
+    def ready(self) -> QrafError | None:
+        """Wait until the encoder is loaded; what went wrong if it cannot be."""
+        try:
+            self._encoding.encoder()
+        except QrafError as error:
+            return error
+        return None
+
+    def stop(self) -> None:
+        """Store what waits and stop the threads; the process is killed afterwards."""
+        self._host.close()
+        self._encoding.close()
+        self._journal.close()
+
+
+class EngineActor:
+    """The embedded engine in an actor: it dies with its process, never takes the gateway along."""
+
+    def __init__(self, settings: GeneratorSettings) -> None:
+        from qraf.text.engine import EmbeddedEngine
+
+        self._engine = EmbeddedEngine(settings)
+
+    def start(self) -> Endpoint | QrafError:
+        """Load the model and listen."""
+        try:
+            return self._engine.start()
+        except QrafError as error:
+            return error
+
+    def alive(self) -> bool:
+        """Whether it answers."""
+        return self._engine.alive()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        self._engine.stop()
+
+
+def _load_encoder(settings: EncoderSettings, wants_gpu: bool) -> Encoder:
+    from qraf.text.encoder import load_encoder
+
+    device = "cpu"
+    if wants_gpu:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_encoder(settings, device)
