@@ -50,6 +50,7 @@ class LimitSettings(_Slice):
     kept_responses: int = Field(1000, ge=1, description="ended responses kept for GET /v1/responses")
     kept_response_s: float = Field(120.0, gt=0)
     max_metadata_bytes: int = Field(4096, ge=0)
+    max_inflight_commands: int = Field(64, ge=1, description="recalls and session.opens of one connection not answered")
 
 
 class GatewaySettings(_Slice):
@@ -82,6 +83,7 @@ class GeneratorSettings(_Slice):
     max_waiting: int = Field(64, ge=0, description="requests that may wait for a slot; more are refused")
     first_token_timeout_s: float = Field(120.0, gt=0)
     token_timeout_s: float = Field(60.0, gt=0)
+    cache: Path = Field(Path("~/.cache/qraf"), description="where re-encoded weights are kept")
 
 
 class RuntimeSettings(_Slice):
