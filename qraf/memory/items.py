@@ -1,0 +1,212 @@
+"""The items of a memory as columns in order of seq: coded amplitudes, registers, times, speakers, flags. No text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from qraf.memory.columns import Column
+from qraf.memory.lexical import Lexicon, Register
+from qraf.records import Item
+from qraf.text.lexicon import term_ids, words
+
+__all__ = ["ROLES", "Items", "SeqView"]
+
+ROLES = ("user", "assistant", "tool", "document")
+_ROLE_BITS = 3  # of the flags; the others are one bit each
+_QUESTION, _PINNED = 8, 16
+_DICT_ENTRY_BYTES = 104  # what one entry of a dict of small objects costs beside its value
+
+
+class SeqView(Set[int]):
+    """The seqs of a memory, ascending, as they were when the view was taken: a set without a copy."""
+
+    def __init__(self, seqs: NDArray[Any]) -> None:
+        self._seqs = seqs
+
+    def __contains__(self, seq: object) -> bool:
+        if not isinstance(seq, int | np.integer):
+            return False
+        row = int(np.searchsorted(self._seqs, int(seq)))
+        return row < len(self._seqs) and int(self._seqs[row]) == int(seq)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._seqs.tolist())
+
+    def __len__(self) -> int:
+        return len(self._seqs)
+
+    def __repr__(self) -> str:
+        return f"SeqView({len(self)} items)"
+
+
+class Items:
+    """Columns of equal length; row order is the order of seq, whatever order items came in.
+
+    `infidelity` is what coding each item lost, measured when it was coded, float16.
+    """
+
+    def __init__(self, code_width: int) -> None:
+        self._seq: Column[Any] = Column(np.uint32, np.int64)
+        self._rows: Column[Any] = Column(np.uint8, width=code_width)
+        self._infidelity: Column[Any] = Column(np.float16)
+        self._at: Column[Any] = Column(np.float64)
+        self._speaker: Column[Any] = Column(np.uint8, np.uint16, np.uint32)
+        self._flags: Column[Any] = Column(np.uint8)
+        self._words: Column[Any] = Column(np.uint16, np.uint32)
+        self._columns = (
+            self._seq,
+            self._rows,
+            self._infidelity,
+            self._at,
+            self._speaker,
+            self._flags,
+            self._words,
+        )
+        self.lexicon = Lexicon()
+        self.speakers: list[str | None] = [None]
+        self.metadata: dict[int, bytes] = {}
+        self.expires_at: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._seq)
+
+    # ----------------------------------------------------------------------------------------------------- columns
+    @property
+    def seqs(self) -> SeqView:
+        """The seqs, as a set; later changes do not show in it."""
+        return SeqView(self._seq.values)
+
+    @property
+    def seq(self) -> NDArray[Any]:
+        """Seqs, (n,), ascending."""
+        return self._seq.values
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """Coded amplitudes, (n, width)."""
+        values: NDArray[np.uint8] = self._rows.values
+        return values
+
+    @property
+    def infidelity(self) -> NDArray[np.float16]:
+        """What coding lost, (n,)."""
+        values: NDArray[np.float16] = self._infidelity.values
+        return values
+
+    @property
+    def at(self) -> NDArray[np.float64]:
+        """Times, (n,)."""
+        values: NDArray[np.float64] = self._at.values
+        return values
+
+    @property
+    def speaker(self) -> NDArray[Any]:
+        """Index into `speakers`, (n,)."""
+        return self._speaker.values
+
+    @property
+    def words(self) -> NDArray[Any]:
+        """Words, (n,)."""
+        return self._words.values
+
+    @property
+    def role(self) -> NDArray[np.uint8]:
+        """Index into `ROLES`, (n,)."""
+        role: NDArray[np.uint8] = np.bitwise_and(self._flags.values, (1 << _ROLE_BITS) - 1)
+        return role
+
+    @property
+    def is_question(self) -> NDArray[np.bool_]:
+        """Whether the text ends with a question mark, (n,)."""
+        return (self._flags.values & _QUESTION) > 0
+
+    @property
+    def is_pinned(self) -> NDArray[np.bool_]:
+        """Whether the item is pinned, (n,)."""
+        return (self._flags.values & _PINNED) > 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated: columns, registers, names, metadata and what holds them."""
+        names = sum(_DICT_ENTRY_BYTES + len(name.encode()) for name in self.speakers if name is not None)
+        notes = sum(_DICT_ENTRY_BYTES + len(note) for note in self.metadata.values())
+        expiries = _DICT_ENTRY_BYTES * len(self.expires_at)
+        return sum(column.nbytes for column in self._columns) + self.lexicon.nbytes + names + notes + expiries
+
+    def find(self, seqs: Sequence[int]) -> NDArray[np.int64]:
+        """The rows of those `seqs` that are here, ascending, each once."""
+        wanted = np.unique(np.array([seq for seq in seqs if 0 <= seq < 1 << 63], np.int64))
+        rows: NDArray[np.int64] = np.searchsorted(self.seq, wanted)
+        inside = rows < len(self)
+        is_here = np.zeros(len(wanted), bool)
+        is_here[inside] = self.seq[rows[inside]] == wanted[inside]
+        return rows[is_here]
+
+    # ------------------------------------------------------------------------------------------------------ changes
+    def add(self, items: Sequence[Item], rows: NDArray[np.uint8], infidelity: NDArray[np.float16]) -> int:
+        """Take in items with ascending seqs that are not here yet; the first row that holds one of them."""
+        n, before = len(items), len(self)
+        seq = np.array([item.seq for item in items], np.int64)
+        first = int(np.searchsorted(self.seq, seq[0])) if n else before
+        self.lexicon.append([_register(item) for item in items])
+        self._seq.append(seq)
+        self._rows.append(rows)
+        self._infidelity.append(infidelity)
+        self._at.append(np.array([item.at for item in items], np.float64))
+        self._speaker.append(np.array([self._speaker_index(item.speaker) for item in items], np.int64))
+        self._flags.append(np.array([_flags(item) for item in items], np.int64))
+        self._words.append(np.array([words(item.text) for item in items], np.int64))
+        for item in items:
+            if item.metadata:
+                self.metadata[item.seq] = msgspec.msgpack.encode(item.metadata)
+            if item.expires_at is not None:
+                self.expires_at[item.seq] = item.expires_at
+        if first < before:
+            self._take(np.argsort(self.seq, kind="stable"))
+        return first
+
+    def remove(self, rows: NDArray[np.int64]) -> None:
+        """Let `rows` go: zeroed where they are, then closed up."""
+        gone = self.seq[rows].tolist()
+        self.rows[rows] = 0
+        for seq in gone:
+            self.metadata.pop(seq, None)
+            self.expires_at.pop(seq, None)
+        kept = np.ones(len(self), bool)
+        kept[rows] = False
+        self._take(np.flatnonzero(kept))
+        used, index = np.unique(np.concatenate(([0], self.speaker)), return_inverse=True)
+        self.speakers = [self.speakers[one] for one in used.tolist()]
+        self._speaker.replace(index[1:])
+
+    def _take(self, rows: NDArray[np.int64]) -> None:
+        for column in self._columns:
+            column.replace(column.values[rows])
+        self.lexicon.take(rows)
+
+    def _speaker_index(self, name: str | None) -> int:
+        if name is None:
+            return 0
+        try:
+            return self.speakers.index(name)
+        except ValueError:
+            self.speakers.append(name)
+            return len(self.speakers) - 1
+
+
+def _register(item: Item) -> Register:
+    """Stems of the text with the speaker; none where there is no text."""
+    if not item.text:
+        return np.zeros(0, np.uint32), np.zeros(0, np.uint16)
+    ids, counts, _ = term_ids(f"{item.speaker}: {item.text}" if item.speaker else item.text)
+    return ids, counts
+
+
+def _flags(item: Item) -> int:
+    ends = item.text.rstrip().rstrip("\"'”’)").endswith(("?", "？", "؟"))
+    return ROLES.index(item.role) | (_QUESTION if ends else 0) | (_PINNED if item.pin else 0)

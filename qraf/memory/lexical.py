@@ -1,0 +1,165 @@
+"""The lexical register of a memory: BM25 as sub-normalised states over its own vocabulary.
+
+    l_i[t] = sqrt(idf_t) tf (k1 + 1) / (tf + k1 (1 - b + b L_i / L_avg)),      l_q[t] = sqrt(idf_t) qtf
+    idf_t = ln(1 + (n - df + 1/2) / (df + 1/2)),      A_l(i) = <l_q|l_i> / (||l_q|| mean_k ||l_k||)
+
+An l_i keeps its length: what it lacks belongs to a dimension orthogonal to every query.
+
+Items hold the positions of their stems in a sorted vocabulary, one entry for each occurrence, 2 bytes each while the
+vocabulary has at most 65,536 stems. Stems that only a prompt has count in ||l_q|| with df = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qraf.memory.columns import Column
+
+__all__ = ["Lexicon", "Register"]
+
+Register = tuple[NDArray[np.uint32], NDArray[np.uint16]]
+"""Stem ids, ascending and each once, and how often each occurs."""
+
+_BITMAP_BITS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class _Statistics:
+    k1: float
+    b: float
+    df: NDArray[np.int64]
+    mean_length: float
+    mean_norm: float
+
+
+class Lexicon:
+    """The registers of all items, in the memory's row order."""
+
+    def __init__(self) -> None:
+        self._vocabulary: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._entries: Column[np.unsignedinteger] = Column(np.uint16, np.uint32)
+        self._lengths: Column[np.unsignedinteger] = Column(np.uint16, np.uint32)
+        self._statistics: _Statistics | None = None
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, without what is kept from one recall to the next."""
+        return self._vocabulary.nbytes + self._entries.nbytes + self._lengths.nbytes
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Bytes of what is kept from one recall to the next."""
+        return 0 if self._statistics is None else self._statistics.df.nbytes
+
+    def append(self, registers: Sequence[Register]) -> None:
+        """Add items behind the others."""
+        self._statistics = None
+        lengths = np.array([int(counts.sum()) for _, counts in registers], np.int64)
+        occurrences = [np.repeat(ids, counts) for ids, counts in registers]
+        added = np.concatenate(occurrences) if occurrences else np.zeros(0, np.uint32)
+        self._admit(np.unique(added))
+        self._entries.append(np.searchsorted(self._vocabulary, added))
+        self._lengths.append(lengths)
+
+    def take(self, rows: NDArray[np.int64]) -> None:
+        """Keep `rows`, in that order; stems that no item has any more leave the vocabulary."""
+        self._statistics = None
+        lengths = self._lengths.values.astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        kept = lengths[rows]
+        within = np.arange(int(kept.sum())) - np.repeat(np.cumsum(kept) - kept, kept)
+        entries = self._entries.values[np.repeat(starts[rows], kept) + within]
+        used, entries = np.unique(entries, return_inverse=True)
+        vocabulary = self._vocabulary[used]
+        self._vocabulary.fill(0)
+        self._vocabulary = vocabulary
+        self._entries.replace(entries)
+        self._lengths.replace(kept)
+
+    def amplitudes(
+        self, terms: NDArray[np.uint32], counts: NDArray[np.float32], k1: float, b: float
+    ) -> NDArray[np.float64]:
+        """A_l of every item for a prompt's stems, (n,); zero where they share none."""
+        n = len(self)
+        if not n or not len(terms):
+            return np.zeros(n)
+        statistics = self._measured(k1, b)
+        place = np.searchsorted(self._vocabulary, terms)
+        is_known = np.zeros(len(terms), bool)
+        inside = place < len(self._vocabulary)
+        is_known[inside] = self._vocabulary[place[inside]] == terms[inside]
+        df = np.zeros(len(terms))
+        df[is_known] = statistics.df[place[is_known]]
+        idf = np.log1p((n - df + 0.5) / (df + 0.5))
+        counts64 = counts.astype(np.float64)
+        norm = float(np.sqrt(np.sum(idf * counts64**2))) * statistics.mean_norm
+        if norm <= 0 or not is_known.any():
+            return np.zeros(n)
+        # one look-up per entry says which of the prompt's stems it is, if any
+        which = np.zeros(len(self._vocabulary), np.int32)
+        which[place[is_known]] = np.flatnonzero(is_known) + 1
+        found = which[self._entries.values]
+        at = np.flatnonzero(found)
+        lengths = self._lengths.values.astype(np.int64)
+        item = np.searchsorted(np.cumsum(lengths), at, side="right")
+        item, stem, tf = _runs(item, found[at].astype(np.int64) - 1)
+        weight = idf[stem] * counts64[stem] * _saturated(tf, lengths[item], statistics.mean_length, k1, b)
+        return np.bincount(item, weight, minlength=n) / norm
+
+    def bitmap(self) -> bytes:
+        """A bit for every stem: bit `id % 2048`, least significant first."""
+        bits = np.zeros(_BITMAP_BITS, np.uint8)
+        bits[self._vocabulary % _BITMAP_BITS] = 1
+        return np.packbits(bits, bitorder="little").tobytes()
+
+    def _admit(self, ids: NDArray[np.uint32]) -> None:
+        """Make room in the sorted vocabulary; positions held by the items move along."""
+        grown = np.union1d(self._vocabulary, ids).astype(np.uint32)
+        if len(grown) == len(self._vocabulary):
+            return
+        if len(self._entries):
+            moved = np.searchsorted(grown, self._vocabulary)
+            self._entries.replace(moved[self._entries.values])
+        self._vocabulary = grown
+
+    def _measured(self, k1: float, b: float) -> _Statistics:
+        held = self._statistics
+        if held is not None and (held.k1, held.b) == (k1, b):
+            return held
+        lengths = self._lengths.values.astype(np.int64)
+        n = len(lengths)
+        item, stem, tf = _runs(np.repeat(np.arange(n), lengths), self._entries.values.astype(np.int64))
+        df = np.bincount(stem, minlength=len(self._vocabulary))
+        idf = np.log1p((n - df + 0.5) / (df + 0.5))
+        mean_length = float(lengths.mean()) if n else 0.0
+        weight = np.sqrt(idf[stem]) * _saturated(tf, lengths[item], mean_length, k1, b)
+        norms = np.sqrt(np.bincount(item, weight**2, minlength=n))
+        self._statistics = _Statistics(k1, b, df, mean_length, float(norms.mean()) if n else 0.0)
+        return self._statistics
+
+
+def _runs(
+    item: NDArray[np.int64], stem: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Fold equal neighbours, the occurrences of one stem in one item, into one with its count."""
+    if not len(item):
+        return item, stem, np.zeros(0, np.int64)
+    is_first = np.ones(len(item), bool)
+    is_first[1:] = (item[1:] != item[:-1]) | (stem[1:] != stem[:-1])
+    first = np.flatnonzero(is_first)
+    return item[first], stem[first], np.diff(first, append=len(item))
+
+
+def _saturated(
+    tf: NDArray[np.int64], length: NDArray[np.int64], mean_length: float, k1: float, b: float
+) -> NDArray[np.float64]:
+    relative = length / mean_length if mean_length > 0 else np.zeros(len(length))
+    saturated: NDArray[np.float64] = tf * (k1 + 1) / (tf + k1 * (1 - b + b * relative))
+    return saturated
