@@ -34,7 +34,7 @@ class StateFigures:
     """The figures of one state; all zero when it is empty. The names are those of `records.Figures`.
 
     `entropy_interval`, `coherence_interval` and `purity_interval` are guaranteed; each figure lies in its own.
-    `weight_entropy_bits` is H(p). `rank` counts the directions held. `is_exact` says that the entropy is known to 1e-6 bits.
+    `weight_entropy_bits` is H(p). `rank` counts the directions held. `is_exact`: entropy known to 1e-6 bits.
     """
 
     rank: int = 0
