@@ -22,12 +22,12 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def encode_json(value: Any, what: str) -> bytes:
+def encode_json(value: Any, what: str, pointer: str = "") -> bytes:
     """JSON bytes of what a client sent."""
     try:
         return msgspec.json.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as fault:
-        raise InvalidRequest(f"{what} cannot be written as JSON: {fault}") from None
+        raise InvalidRequest(f"{what} cannot be written as JSON: {fault}", pointer) from None
 
 
 def draft_row(memory: str, draft: Draft) -> dict[str, Any]:
