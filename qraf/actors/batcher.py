@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from qraf.errors import LimitExceeded, QrafError
+from qraf.errors import LimitExceeded, NodeDown, QrafError
 
 __all__ = ["Batcher"]
 
@@ -42,6 +42,7 @@ class Batcher(Generic[In, Out]):
         self._queue: deque[tuple[In, int, asyncio.Future[Out]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.sent = 0  # batches
         self.refused = 0
 
@@ -57,7 +58,10 @@ class Batcher(Generic[In, Out]):
 
         Raises:
             LimitExceeded: `max_waiting` calls wait already.
+            NodeDown: closed.
         """
+        if self._closed:
+            raise NodeDown(self._name, "closed")
         if len(self._queue) >= self._max_waiting:
             self.refused += 1
             raise LimitExceeded(f"calls that wait for {self._name}", self._max_waiting, len(self._queue) + 1, 500)
@@ -72,13 +76,14 @@ class Batcher(Generic[In, Out]):
 
     async def close(self) -> None:
         """Cancel what is out and what waits. Twice does nothing."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
+        while self._queue:
+            self._queue.popleft()[2].cancel()
         for task in tuple(self._sending):
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
-        while self._queue:
-            self._queue.popleft()[2].cancel()
 
     def _flush(self) -> None:
         if self._timer is not None:

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from qraf.clock import Clock, SystemClock
 from qraf.errors import InvalidRequest, LimitExceeded, NotFound
-from qraf.memory.memory import Memory, Recollection
+from qraf.memory.memory import Memory, Recollection, code_bytes
 from qraf.network.placement import item_node, session_node
 from qraf.network.topology import NodeSpec, Topology
 from qraf.records import Advertisement, Evidence, Figures, ForgetReceipt, Item, NodeStats, RecallQuery
-from qraf.states.quantize import row_bytes
 from qraf.storage.journal import Journal
 
 __all__ = ["Encode", "Node"]
@@ -66,6 +65,12 @@ class _Held:
     revision: int = 0
     used: int = 0
     figures: Figures | None = None
+    items: int = 0
+    bytes: int = 0
+
+    def measure(self) -> None:
+        """Note the size, under the lock, so that counters can be read without it."""
+        self.items, self.bytes = len(self.memory), self.memory.nbytes
 
 
 class Node:
@@ -148,6 +153,7 @@ class Node:
                 return [Recollection(evidence=(), mass=0.0, items_scanned=0) for _ in queries]
             with held.lock:
                 answers = held.memory.recall(queries)
+                held.measure()  # what a recall keeps for the next one counts too
             with self._lock:
                 self._recalled += len(queries)
             return [replace(answer, evidence=tuple(_named(answer, self.spec.name))) for answer in answers]
@@ -226,8 +232,8 @@ class Node:
             host=host,
             epoch=epoch,
             memories=len(held),
-            items=sum(len(one.memory) for one in held),
-            bytes=sum(one.memory.nbytes for one in held),
+            items=sum(one.items for one in held),
+            bytes=sum(one.bytes for one in held),
             written=written,
             recalled=recalled,
             busy_s=busy_s,
@@ -285,7 +291,7 @@ class Node:
 
     def _catch_up(self, memory: str, held: _Held) -> None:
         """Absorb what the journal has after `synced_seq`, from stored codes where there are any."""
-        width = row_bytes(self._encode.dim, self.spec.bits)
+        width = code_bytes(self._encode.dim, self.spec.bits)
         while True:
             page = self._journal.items(memory, after_seq=held.synced_seq, limit=_PAGE, code=self.code)
             known = held.memory.seqs
@@ -342,16 +348,16 @@ class Node:
         capacity = self.spec.capacity_bytes
         if not capacity:
             return
-        need = num_items * (row_bytes(self._encode.dim, self.spec.bits) + _ITEM_OVERHEAD_BYTES)
+        need = num_items * (code_bytes(self._encode.dim, self.spec.bits) + _ITEM_OVERHEAD_BYTES)
         with self._lock:
-            total = sum(one.memory.nbytes for one in self._held.values())
+            total = sum(one.bytes for one in self._held.values())
             for name, one in list(self._held.items()):
                 if total + need <= capacity:
                     return
                 if one is held or one.is_shared or not one.lock.acquire(blocking=False):
                     continue
                 try:
-                    total -= one.memory.nbytes
+                    total -= one.bytes
                     one.is_gone = True
                     del self._held[name]
                 finally:
@@ -367,6 +373,7 @@ class Node:
 
     def _changed(self, held: _Held) -> None:
         held.figures = None
+        held.measure()
         with self._lock:
             self._revision += 1
             held.revision = self._revision

@@ -1,4 +1,4 @@
-"""What runs in an actor's process: a host, or the embedded engine. Plain classes; `ray_runtime` makes actors of them."""
+"""What runs in an actor's process: a host, or the embedded engine. `ray_runtime` makes actors of these classes."""
 
 from __future__ import annotations
 
@@ -68,13 +68,14 @@ class EngineActor:
     def start(self) -> Endpoint | QrafError:
         """Load the model and listen."""
         try:
-            return self._engine.start()
+            endpoint: Endpoint = self._engine.start()
+            return endpoint
         except QrafError as error:
             return error
 
     def alive(self) -> bool:
         """Whether it answers."""
-        return self._engine.alive()
+        return bool(self._engine.alive())
 
     def stop(self) -> None:
         """Stop listening."""

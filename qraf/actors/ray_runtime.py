@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from qraf.actors.hosted import HostedRuntime, NodeHealth
 from qraf.actors.messages import HostReport, Spell
 from qraf.actors.processes import EngineActor, HostActor
+from qraf.actors.replies import ping, raised, reply
 from qraf.actors.supervisor import Supervisor
 from qraf.clock import Clock
 from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, QrafError
@@ -151,13 +152,13 @@ class RayRuntime(HostedRuntime):
             async with asyncio.timeout(_START_TIMEOUT_S):
                 if name == _ENGINE:
                     actor = await self._create(f"engine/{name}", EngineActor, self.settings.generator)
-                    self._engine_at = _raised(await _reply(actor.start.remote()))
+                    self._engine_at = raised(await reply(actor.start.remote()))
                     report = None
                 else:
                     spec = self.topology.hosts[name]
                     actor = await self._take_spare(spec) or await self._create_host(spec)
                     adopt = actor.call.options(concurrency_group="control").remote
-                    report = _raised(await _reply(adopt("adopt", Spell(name, epoch, self.topology))))
+                    report = raised(await reply(adopt("adopt", Spell(name, epoch, self.topology))))
         except (TimeoutError, RayError, QrafError) as error:
             self.supervisor.lost(name, epoch, str(error) or "start timed out")
             _log.warning("'%s' did not start (epoch %d): %s", name, epoch, error)
@@ -213,7 +214,7 @@ class RayRuntime(HostedRuntime):
         )
         try:
             ready = actor.ready.options(concurrency_group="read").remote
-            _raised(await _reply(ready(), _START_TIMEOUT_S))
+            raised(await reply(ready(), _START_TIMEOUT_S))
         except BaseException:
             await self._kill(actor)
             raise
@@ -226,7 +227,7 @@ class RayRuntime(HostedRuntime):
             return None
         self._spare = None
         try:
-            await _ping(actor, self.settings.runtime.probe_timeout_s)
+            await ping(actor, self.settings.runtime.probe_timeout_s)
         except (RayError, TimeoutError):
             await self._kill(actor)
             return None
@@ -245,7 +246,7 @@ class RayRuntime(HostedRuntime):
 
         for actor in await asyncio.get_running_loop().run_in_executor(self._lookups, find):
             try:
-                report = await _ping(actor, self.settings.runtime.probe_timeout_s)
+                report = await ping(actor, self.settings.runtime.probe_timeout_s)
             except (RayError, TimeoutError):
                 await self._kill(actor)
                 continue
@@ -258,7 +259,7 @@ class RayRuntime(HostedRuntime):
             epoch = self.supervisor.begin(name)
             try:
                 adopt = actor.call.options(concurrency_group="control").remote
-                report = _raised(await _reply(adopt("adopt", Spell(name, epoch, self.topology)), 10.0))
+                report = raised(await reply(adopt("adopt", Spell(name, epoch, self.topology)), 10.0))
             except (RayError, TimeoutError, QrafError) as error:
                 del self._actors[name]
                 self.supervisor.lost(name, epoch, str(error))
@@ -288,10 +289,10 @@ class RayRuntime(HostedRuntime):
         actor = self._actors[name]
         try:
             if name == _ENGINE:
-                if not await _reply(actor.alive.remote(), self.settings.runtime.probe_timeout_s):
+                if not await reply(actor.alive.remote(), self.settings.runtime.probe_timeout_s):
                     self._lost(name, epoch, "the engine stopped")
             else:
-                report = await _ping(actor, self.settings.runtime.probe_timeout_s)
+                report = await ping(actor, self.settings.runtime.probe_timeout_s)
                 if report.epoch == epoch == self._epochs.get(name):
                     self._note(report)
             self.supervisor.answered(name, epoch)
@@ -347,30 +348,31 @@ class RayRuntime(HostedRuntime):
         if self._calls[host] >= limits.max_waiting:
             raise LimitExceeded(f"calls to host '{host}'", limits.max_waiting, self._calls[host] + 1, 500)
         self._calls[host] += 1
+        call = actor.call.options(concurrency_group=_GROUP_OF.get(method, "read")).remote
+        answer: asyncio.Task[Any] = asyncio.ensure_future(reply(call(method, epoch, *args)))
+        gone = self._gone[host]
         try:
-            call = actor.call.options(concurrency_group=_GROUP_OF.get(method, "read")).remote
-            reply = asyncio.ensure_future(_reply(call(method, epoch, *args)))
-            gone = self._gone[host]
-            await asyncio.wait({reply, gone}, timeout=timeout_s or limits.call_timeout_s, return_when="FIRST_COMPLETED")
-            if not reply.done():
-                reply.cancel()
-                raise NodeDown(host, "given up" if gone.done() else f"`{method}` did not answer in time")
-            answer = reply.result()
+            wait_s = timeout_s or limits.call_timeout_s
+            await asyncio.wait({answer, gone}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise NodeDown(host, "given up" if gone.done() else f"`{method}` did not answer in {wait_s:g} s")
+            value = answer.result()
         except RayError as error:
             self._lost(host, epoch, type(error).__name__)
             raise NodeDown(host, type(error).__name__) from None
         finally:
+            answer.cancel()
             self._calls[host] -= 1
         if self._epochs.get(host) != epoch:
             raise NodeDown(host, f"stale epoch {epoch}")
-        return _raised(answer)
+        return raised(value)
 
     async def _ping(self, host: str) -> HostReport:
         actor = self._actors.get(host)
         if actor is None:
             raise NodeDown(host, self.supervisor.charges[host].phase)
         try:
-            report = await _ping(actor, self.settings.runtime.probe_timeout_s)
+            report = await ping(actor, self.settings.runtime.probe_timeout_s)
         except (RayError, TimeoutError) as error:
             raise NodeDown(host, type(error).__name__) from None
         if report.epoch == self._epochs.get(host):
@@ -386,7 +388,7 @@ class RayRuntime(HostedRuntime):
     async def _stop(self, actor: Any) -> None:
         """Let an actor store what waits, then kill it."""
         with contextlib.suppress(RayError, TimeoutError):
-            await _reply(actor.stop.remote(), _STOP_TIMEOUT_S)
+            await reply(actor.stop.remote(), _STOP_TIMEOUT_S)
         await self._kill(actor)
 
     async def _kill(self, actor: Any) -> None:
@@ -407,23 +409,3 @@ class RayRuntime(HostedRuntime):
 
     def _is_probing(self, name: str) -> bool:
         return any(task.get_name() == f"probe {name}" for task in self._tasks)
-
-
-async def _ping(actor: Any, timeout_s: float) -> HostReport:
-    report: HostReport = await _reply(actor.call.options(concurrency_group="control").remote("ping"), timeout_s)
-    return report
-
-
-async def _reply(ref: Any, timeout_s: float | None = None) -> Any:
-    """The answer to a call. Giving up leaves Ray's own future alone: it may still be set from another thread."""
-    answer = asyncio.wrap_future(ref.future())
-    answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # a late failure is no news
-    waiting: Awaitable[Any] = asyncio.shield(answer)
-    return await (waiting if timeout_s is None else asyncio.wait_for(waiting, timeout_s))
-
-
-def _raised(answer: Any) -> Any:
-    """The answer; an error of ours is raised."""
-    if isinstance(answer, QrafError):
-        raise answer
-    return answer
