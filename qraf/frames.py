@@ -255,6 +255,9 @@ class Limits(_OutPart, kw_only=True):
     max_prompt_bytes: int
     max_k: int
     max_tokens: int
+    max_inflight_commands: int = 64
+    max_watches: int = 16
+    max_metadata_bytes: int = 4096
 
 
 class Welcome(_Out, tag="welcome", kw_only=True):

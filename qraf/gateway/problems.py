@@ -39,6 +39,7 @@ CODES: dict[str, tuple[int, str]] = {
 _INTERNAL = ErrorBody(code="internal", title="Internal error", detail="an internal error; it was logged")
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"(unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
+_LONGEST = 400  # a client's own field names are not echoed at any length
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 
 
@@ -109,7 +110,7 @@ def decoding_fault(error: Exception) -> tuple[str, str]:
         detail = f"unknown field `{field['name']}`" if field[1] == "unknown" else f"field `{field['name']}` is required"
     if detail.startswith("Invalid enum value") and pointer.endswith("/role"):
         detail += f"; there are {', '.join(get_args(Role))}"
-    return detail[:1].lower() + detail[1:], pointer
+    return detail[:1].lower() + detail[1:_LONGEST], pointer[:_LONGEST]
 
 
 def _escaped(name: str) -> str:

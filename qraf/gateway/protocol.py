@@ -173,8 +173,8 @@ class Connection:
 
     def _fatal(self, error: ProtocolError) -> Refusal:
         self.state = "closed"
-        code = "frame_too_large" if error.close == Close.TOO_LARGE else error.code
-        title = "Frame too large" if error.close == Close.TOO_LARGE else error.title
+        code = "too_large" if error.close == Close.TOO_LARGE else error.code
+        title = "Too large" if error.close == Close.TOO_LARGE else error.title
         body = ErrorBody(code=code, title=title, detail=error.detail, pointer=error.pointer)
         return Refusal(ErrorFrame(error=body), error.close)
 
@@ -190,7 +190,7 @@ def _fault(error: Exception, envelope: _Envelope) -> QrafError:
     if isinstance(error, msgspec.ValidationError) and isinstance(envelope.type, str) and envelope.type not in _TYPES:
         near = difflib.get_close_matches(envelope.type[:64], _TYPES, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(_TYPES)}"
-        return InvalidRequest(f"unknown frame type {ascii(envelope.type[:64])}{hint}", "/type")
+        return InvalidRequest(f"unknown frame type {envelope.type[:64]!a}{hint}", "/type")
     detail, pointer = decoding_fault(error)
     if not isinstance(error, msgspec.ValidationError):
         detail = f"no valid JSON (NaN, Infinity or half a surrogate pair?): {detail}"

@@ -1,0 +1,184 @@
+"""Requests in, answers out: bodies and queries are decoded by the same records as frames, errors become problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qraf.errors import InvalidRequest, ProtocolError, QrafError
+from qraf.frames import ClientFrame, ErrorBody
+from qraf.gateway.commands import check_command
+from qraf.gateway.metrics import GatewayMeters
+from qraf.gateway.problems import PROBLEM_JSON, decoding_fault, http_problem, problem, problem_of_body
+from qraf.gateway.sockets import Sockets
+from qraf.gateway.values import check_number
+from qraf.sessions.service import Service
+from qraf.settings import Settings
+from qraf.times import format_time
+
+__all__ = [
+    "Gate",
+    "PageQuery",
+    "answer",
+    "body_of",
+    "failure",
+    "gate",
+    "query",
+    "read",
+    "request_id",
+    "time_out",
+    "to_frame",
+]
+
+T = TypeVar("T")
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the routes work with; on `app.state.gate`."""
+
+    service: Service
+    settings: Settings
+    meters: GatewayMeters
+    sockets: Sockets
+
+
+class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a page starts and how long it is (1 to 200)."""
+
+    cursor: str | None = None
+    limit: int = 50
+
+
+def gate(request: Request) -> Gate:
+    """The gate of the application that serves this request."""
+    found: Gate = request.app.state.gate
+    return found
+
+
+def request_id(request: Request) -> str:
+    """The id that the door gave this request; it is in the log and in `x-request-id`."""
+    return str(request.scope["state"]["request_id"])
+
+
+def body_of(frame: type[msgspec.Struct], name: str, extra: Iterable[Any] = ()) -> type[msgspec.Struct]:
+    """The body of a REST call that does what a frame does: the frame's fields without `type` and `id`."""
+    fields = [
+        (field.name, field.type, msgspec.field(default=field.default, default_factory=field.default_factory))
+        for field in msgspec.structs.fields(frame)
+        if field.name != "id"
+    ]
+    made = msgspec.defstruct(
+        name, [*fields, *extra], frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+    )
+    made.__doc__ = frame.__doc__
+    return made
+
+
+def to_frame(frame: type[T], body: msgspec.Struct, request: Request) -> T:
+    """The frame of a body made by `body_of`, checked; its id is the request's."""
+    names = set(frame.__struct_fields__) - {"id"}  # type: ignore[attr-defined]
+    made = frame(id=request_id(request), **{name: getattr(body, name) for name in names})
+    check_command(_as_command(made), gate(request).settings.limits)
+    return made
+
+
+async def read(request: Request, kind: type[T]) -> T:
+    """The body of a request, decoded.
+
+    Raises:
+        HTTPException: 415 for another content type, 413 for a body that is too long.
+        ProtocolError: no JSON. InvalidRequest: JSON that does not fit, with a pointer.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise HTTPException(415, f"the body must be application/json, but is '{content_type[:100]}'")
+    data = await _bytes(request, gate(request).settings.limits.max_frame_bytes)
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(*decoding_fault(error)) from None
+    except RecursionError:
+        raise ProtocolError("the body is nested too deep") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"the body is no JSON: {error}") from None
+
+
+def query(request: Request, kind: type[T]) -> T:
+    """The query of a request, decoded; a name that is not known or comes twice is refused."""
+    given: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name in given:
+            raise InvalidRequest("is given twice", f"/query/{name[:100]}")
+        given[name] = value
+    try:
+        found = msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        detail, pointer = decoding_fault(error)
+        raise InvalidRequest(detail, f"/query{pointer}") from None
+    limit = getattr(found, "limit", None)
+    check_number(limit, "/query/limit", 1, 200)
+    return found
+
+
+def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer in JSON."""
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+def failure(error: Exception | ErrorBody, request: Request) -> Response:
+    """An answer that is a problem."""
+    headers: dict[str, str] = {}
+    if isinstance(error, ErrorBody):
+        document = problem_of_body(error, request_id(request))
+    elif isinstance(error, HTTPException):
+        code = _HTTP_CODES.get(error.status_code, "http")
+        document = http_problem(error.status_code, code, _http_detail(error, request), request_id(request))
+        headers |= error.headers or {}
+    else:
+        assert isinstance(error, QrafError)
+        document = problem(error, request_id(request))
+    wait_ms = document.get("retry_after_ms")
+    if wait_ms is not None:
+        headers["Retry-After"] = str(-(-int(wait_ms) // 1000))
+    return Response(msgspec.json.encode(document), document["status"], headers, media_type=PROBLEM_JSON)
+
+
+def time_out(seconds: float | None) -> str | None:
+    """A time as it goes out."""
+    return None if seconds is None else format_time(seconds)
+
+
+def _http_detail(error: HTTPException, request: Request) -> str:
+    if error.status_code == 404 and error.detail == "Not Found":
+        return f"no route {request.url.path[:200]}; /v1/openapi.json lists them"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow", "")
+        return f"{request.method} is not for {request.url.path[:200]}" + (f", but {allowed}" if allowed else "")
+    return str(error.detail)
+
+
+def _as_command(made: Any) -> ClientFrame:
+    command: ClientFrame = made
+    return command
+
+
+async def _bytes(request: Request, most: int) -> bytes:
+    told = request.headers.get("content-length", "0")
+    if told.isdigit() and int(told) > most:
+        raise HTTPException(413, f"a body may have {most} bytes, but has {told}")
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise HTTPException(413, f"a body may have {most} bytes, but has more")
+        parts.append(part)
+    return b"".join(parts)
