@@ -61,6 +61,7 @@ __all__ = [
     "WriteDone",
 ]
 
+
 # ---------------------------------------------------------------------------------------------- client to server
 class _In(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", omit_defaults=True):
     pass
@@ -70,14 +71,14 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pass
 
 
-class ClientInfo(_Part, kw_only=True):
+class ClientInfo(_Part, frozen=True, kw_only=True):
     """Who speaks."""
 
     name: str = ""
     version: str = ""
 
 
-class Hello(_In, tag="hello", kw_only=True):
+class Hello(_In, tag="hello", frozen=True, kw_only=True):
     """The first frame, within 5 s. `coalesce_ms` (0-100): how long deltas are merged before they are sent."""
 
     id: str = ""
@@ -85,7 +86,7 @@ class Hello(_In, tag="hello", kw_only=True):
     coalesce_ms: int = 15
 
 
-class SessionOpen(_In, tag="session.open", kw_only=True):
+class SessionOpen(_In, tag="session.open", frozen=True, kw_only=True):
     """Open a session, or make one: without `session` a new id is made; `create=False` refuses to make a named one."""
 
     id: str
@@ -95,7 +96,7 @@ class SessionOpen(_In, tag="session.open", kw_only=True):
     create: bool = True
 
 
-class WireItem(_Part, kw_only=True):
+class WireItem(_Part, frozen=True, kw_only=True):
     """One item to remember: text, or `amplitudes` that come from outside (d numbers).
 
     `at`: RFC 3339 or seconds since 1970; missing means now. The same `item_id` again changes nothing.
@@ -113,7 +114,7 @@ class WireItem(_Part, kw_only=True):
     pin: bool = False
 
 
-class Write(_In, tag="write", kw_only=True):
+class Write(_In, tag="write", frozen=True, kw_only=True):
     """Text streams into states. Exactly one of `session` and `collection`."""
 
     id: str
@@ -122,7 +123,7 @@ class Write(_In, tag="write", kw_only=True):
     items: tuple[WireItem, ...]
 
 
-class Recall(_In, tag="recall", kw_only=True):
+class Recall(_In, tag="recall", frozen=True, kw_only=True):
     """Evidence for a text, from a session, collections, or both."""
 
     id: str
@@ -137,7 +138,7 @@ class Recall(_In, tag="recall", kw_only=True):
     explain: bool = False
 
 
-class RouteChoice(_Part, kw_only=True):
+class RouteChoice(_Part, frozen=True, kw_only=True):
     """How to route."""
 
     max_visits: int | None = None
@@ -145,7 +146,7 @@ class RouteChoice(_Part, kw_only=True):
     explain: bool = False
 
 
-class EvidenceChoice(_Part, kw_only=True):
+class EvidenceChoice(_Part, frozen=True, kw_only=True):
     """How much evidence goes to the model. `min_probability` drops what is less likely."""
 
     k: int = 20
@@ -155,7 +156,7 @@ class EvidenceChoice(_Part, kw_only=True):
     as_of: str | float | None = None
 
 
-class GenerateChoice(_Part, kw_only=True):
+class GenerateChoice(_Part, frozen=True, kw_only=True):
     """How to generate. `model` names a generator node or its model; none: the cheapest to reach."""
 
     model: str | None = None
@@ -166,13 +167,13 @@ class GenerateChoice(_Part, kw_only=True):
     seed: int | None = None
 
 
-class MetricsChoice(_Part, kw_only=True):
+class MetricsChoice(_Part, frozen=True, kw_only=True):
     """How often `response.metrics` come."""
 
     every_ms: int = 250
 
 
-class Enhance(_In, tag="enhance", kw_only=True):
+class Enhance(_In, tag="enhance", frozen=True, kw_only=True):
     """Prompt in, routed evidence and streamed text out. `generate: false` stops at the evidence.
 
     `collections: null` means every collection of the topology, `[]` none.
@@ -190,14 +191,14 @@ class Enhance(_In, tag="enhance", kw_only=True):
     metrics: MetricsChoice | None = None
 
 
-class Cancel(_In, tag="cancel", kw_only=True):
+class Cancel(_In, tag="cancel", frozen=True, kw_only=True):
     """Stop a response: `target` is its stream, its response id, or the id of its command. Harmless when late."""
 
     id: str
     target: str
 
 
-class Watch(_In, tag="watch", kw_only=True):
+class Watch(_In, tag="watch", frozen=True, kw_only=True):
     """Follow a topic: `network`, `usage`, or `session:ID`."""
 
     id: str
@@ -205,21 +206,21 @@ class Watch(_In, tag="watch", kw_only=True):
     every_ms: int = 1000
 
 
-class Unwatch(_In, tag="unwatch", kw_only=True):
+class Unwatch(_In, tag="unwatch", frozen=True, kw_only=True):
     """Stop following."""
 
     id: str
     topic: str
 
 
-class AuthRefresh(_In, tag="auth.refresh", kw_only=True):
+class AuthRefresh(_In, tag="auth.refresh", frozen=True, kw_only=True):
     """Reserved for authentication; answered with `not_available`."""
 
     id: str
     token: str = ""
 
 
-class Ping(_In, tag="ping", kw_only=True):
+class Ping(_In, tag="ping", frozen=True, kw_only=True):
     """Answered by `pong`."""
 
     id: str = ""
@@ -237,13 +238,13 @@ class _OutPart(msgspec.Struct, frozen=True, kw_only=True):
     pass
 
 
-class ServerInfo(_OutPart, kw_only=True):
+class ServerInfo(_OutPart, frozen=True, kw_only=True):
     """Who answers."""
 
     version: str
 
 
-class Limits(_OutPart, kw_only=True):
+class Limits(_OutPart, frozen=True, kw_only=True):
     """Every limit of this connection."""
 
     max_frame_bytes: int
@@ -260,7 +261,7 @@ class Limits(_OutPart, kw_only=True):
     max_metadata_bytes: int = 4096
 
 
-class Welcome(_Out, tag="welcome", kw_only=True):
+class Welcome(_Out, tag="welcome", frozen=True, kw_only=True):
     """The answer to `hello`."""
 
     id: str = ""
@@ -271,14 +272,14 @@ class Welcome(_Out, tag="welcome", kw_only=True):
     topology: str = ""
 
 
-class Ack(_Out, tag="ack", kw_only=True):
+class Ack(_Out, tag="ack", frozen=True, kw_only=True):
     """A command was taken."""
 
     id: str
     status: Literal["accepted", "duplicate", "not_found", "queued"]
 
 
-class SessionOpened(_Out, tag="session.opened", kw_only=True):
+class SessionOpened(_Out, tag="session.opened", frozen=True, kw_only=True):
     """The session is there; `created` tells whether it is new."""
 
     id: str
@@ -289,7 +290,7 @@ class SessionOpened(_Out, tag="session.opened", kw_only=True):
     state: Figures
 
 
-class ErrorBody(_OutPart, kw_only=True):
+class ErrorBody(_OutPart, frozen=True, kw_only=True):
     """What went wrong: the same codes as problem+json."""
 
     code: str
@@ -300,7 +301,7 @@ class ErrorBody(_OutPart, kw_only=True):
     retry_after_ms: int | None = None
 
 
-class Rejected(_OutPart, kw_only=True):
+class Rejected(_OutPart, frozen=True, kw_only=True):
     """An item that was not written, and why. `index` is its place in the command."""
 
     index: int
@@ -308,7 +309,7 @@ class Rejected(_OutPart, kw_only=True):
     error: ErrorBody
 
 
-class WriteDone(_Out, tag="write.done", kw_only=True):
+class WriteDone(_Out, tag="write.done", frozen=True, kw_only=True):
     """Sent when durable and absorbed. `item_ids` are the ids of what was accepted, passages included, in order."""
 
     id: str
@@ -320,7 +321,7 @@ class WriteDone(_Out, tag="write.done", kw_only=True):
     state: Figures
 
 
-class EvidenceOut(_OutPart, kw_only=True):
+class EvidenceOut(_OutPart, frozen=True, kw_only=True):
     """An item with its probability, as it goes out."""
 
     rank: int
@@ -338,7 +339,7 @@ class EvidenceOut(_OutPart, kw_only=True):
     terms: Terms | None = None
 
 
-class Hop(_OutPart, kw_only=True):
+class Hop(_OutPart, frozen=True, kw_only=True):
     """One node of the network as the router saw it for this prompt.
 
     `measured` tells whether it was asked. `relevance` minus `price` is what the router maximises; `why` is a sentence;
@@ -355,7 +356,7 @@ class Hop(_OutPart, kw_only=True):
     terms: dict[str, float] = {}
 
 
-class RouteOut(_OutPart, kw_only=True):
+class RouteOut(_OutPart, frozen=True, kw_only=True):
     """Which nodes, by which paths, and why."""
 
     hops: tuple[Hop, ...]
@@ -364,7 +365,7 @@ class RouteOut(_OutPart, kw_only=True):
     not_visited: dict[str, str] = {}
 
 
-class RecallDone(_Out, tag="recall.done", kw_only=True):
+class RecallDone(_Out, tag="recall.done", frozen=True, kw_only=True):
     """Evidence by falling probability. `coverage` is the probability that the evidence holds together."""
 
     id: str
@@ -375,12 +376,12 @@ class RecallDone(_Out, tag="recall.done", kw_only=True):
     ms: float = 0.0
 
 
-class _Stamped(_Out, kw_only=True):
+class _Stamped(_Out, frozen=True, kw_only=True):
     stream: str
     seq: int
 
 
-class ResponseCreated(_Stamped, tag="response.created", kw_only=True):
+class ResponseCreated(_Stamped, tag="response.created", frozen=True, kw_only=True):
     """The response has a name."""
 
     id: str
@@ -388,7 +389,7 @@ class ResponseCreated(_Stamped, tag="response.created", kw_only=True):
     model: str = ""
 
 
-class ResponseRoute(_Stamped, tag="response.route", kw_only=True):
+class ResponseRoute(_Stamped, tag="response.route", frozen=True, kw_only=True):
     """Where the prompt goes."""
 
     hops: tuple[Hop, ...]
@@ -397,7 +398,7 @@ class ResponseRoute(_Stamped, tag="response.route", kw_only=True):
     not_visited: dict[str, str] = {}
 
 
-class ResponseHop(_Stamped, tag="response.hop", kw_only=True):
+class ResponseHop(_Stamped, tag="response.hop", frozen=True, kw_only=True):
     """A node answered."""
 
     node: str
@@ -408,21 +409,21 @@ class ResponseHop(_Stamped, tag="response.hop", kw_only=True):
     error: str = ""
 
 
-class ResponseEvidence(_Stamped, tag="response.evidence", kw_only=True):
+class ResponseEvidence(_Stamped, tag="response.evidence", frozen=True, kw_only=True):
     """What goes to the model, by falling probability."""
 
     items: tuple[EvidenceOut, ...]
     coverage: float = 0.0
 
 
-class ResponseDelta(_Stamped, tag="response.delta", kw_only=True):
+class ResponseDelta(_Stamped, tag="response.delta", frozen=True, kw_only=True):
     """A piece of generated text; `tokens` is how many tokens it holds (deltas are merged)."""
 
     text: str
     tokens: int = 1
 
 
-class ResponseMetrics(_Stamped, tag="response.metrics", kw_only=True):
+class ResponseMetrics(_Stamped, tag="response.metrics", frozen=True, kw_only=True):
     """While it runs: speed of the model, and the state of the evidence measured so far."""
 
     tokens: int = 0
@@ -434,7 +435,7 @@ class ResponseMetrics(_Stamped, tag="response.metrics", kw_only=True):
     compression_ratio: float = 0.0
 
 
-class Usage(_OutPart, kw_only=True):
+class Usage(_OutPart, frozen=True, kw_only=True):
     """What a response used."""
 
     prompt_tokens: int = 0
@@ -447,7 +448,7 @@ class Usage(_OutPart, kw_only=True):
     total_ms: float = 0.0
 
 
-class ResponseDone(_Stamped, tag="response.done", kw_only=True):
+class ResponseDone(_Stamped, tag="response.done", frozen=True, kw_only=True):
     """The end; exactly one per response."""
 
     status: Literal["completed", "cancelled", "incomplete", "failed"]
@@ -457,7 +458,7 @@ class ResponseDone(_Stamped, tag="response.done", kw_only=True):
     error: ErrorBody | None = None
 
 
-class NodeView(_OutPart, kw_only=True):
+class NodeView(_OutPart, frozen=True, kw_only=True):
     """A node as watchers see it."""
 
     node: str
@@ -473,7 +474,7 @@ class NodeView(_OutPart, kw_only=True):
     state: Figures = Figures()
 
 
-class NetworkSnapshot(_Stamped, tag="network.snapshot", kw_only=True):
+class NetworkSnapshot(_Stamped, tag="network.snapshot", frozen=True, kw_only=True):
     """The whole network, first frame of a watch."""
 
     topology: str
@@ -481,14 +482,14 @@ class NetworkSnapshot(_Stamped, tag="network.snapshot", kw_only=True):
     links: tuple[dict[str, Any], ...] = ()
 
 
-class NetworkDelta(_Stamped, tag="network.delta", kw_only=True):
+class NetworkDelta(_Stamped, tag="network.delta", frozen=True, kw_only=True):
     """The nodes that changed; `skipped` counts the deltas left out for a slow reader."""
 
     nodes: tuple[NodeView, ...]
     skipped: int = 0
 
 
-class Metrics(_Stamped, tag="metrics", kw_only=True):
+class Metrics(_Stamped, tag="metrics", frozen=True, kw_only=True):
     """Figures of a watched session."""
 
     session: str
@@ -496,7 +497,7 @@ class Metrics(_Stamped, tag="metrics", kw_only=True):
     skipped: int = 0
 
 
-class UsageFrame(_Stamped, tag="usage", kw_only=True):
+class UsageFrame(_Stamped, tag="usage", frozen=True, kw_only=True):
     """Counts since the connection opened."""
 
     written_items: int = 0
@@ -506,7 +507,7 @@ class UsageFrame(_Stamped, tag="usage", kw_only=True):
     skipped: int = 0
 
 
-class ErrorFrame(_Out, tag="error", kw_only=True):
+class ErrorFrame(_Out, tag="error", frozen=True, kw_only=True):
     """A command that could not be carried out, or a fault of the connection."""
 
     id: str = ""
@@ -514,13 +515,13 @@ class ErrorFrame(_Out, tag="error", kw_only=True):
     error: ErrorBody
 
 
-class Pong(_Out, tag="pong", kw_only=True):
+class Pong(_Out, tag="pong", frozen=True, kw_only=True):
     """The answer to `ping`."""
 
     id: str = ""
 
 
-class Goodbye(_Out, tag="goodbye", kw_only=True):
+class Goodbye(_Out, tag="goodbye", frozen=True, kw_only=True):
     """Before a planned close."""
 
     reason: str

@@ -187,16 +187,19 @@ class Recaller:
         """What nodes advertise may have changed: ask again before the next route."""
         self._is_stale = True
 
+    def _needs_refresh(self) -> bool:
+        return self._is_stale
+
     async def refresh(self) -> None:
         """Bring the router up to date: the nodes' health, what they advertise, now and then the pooled state."""
         for node, health in self._runtime.health.items():
             self.router.observe(node, latency_ms=health.latency_ms, load=health.load, up=health.up)
-        if not self._is_stale:
+        if not self._needs_refresh():
             return
         async with self._refreshing:
-            if not self._is_stale:
+            if not self._needs_refresh():  # another task did it meanwhile
                 return
-            self._is_stale = False
+            self._is_stale = False  # before asking: what changes meanwhile counts for the next time
             try:
                 changed = await self._runtime.advertisements()
                 self.router.advertise(changed)

@@ -375,7 +375,7 @@ class Service:
 
     def network(self) -> tuple[NodeView, ...]:
         """Every node as the runtime last knew it."""
-        return self.runtime.views()
+        return tuple(self.runtime.views())
 
     def health(self) -> dict[str, Any]:
         """Whether the server can do its work, and what is degraded since when."""
