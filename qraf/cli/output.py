@@ -1,0 +1,67 @@
+"""What the commands share: where they print, how they fail, and with which exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+
+from qraf.errors import CannotConnect, ConnectionLost, QrafError, ServerError
+
+__all__ = ["FAILED", "NO_SERVER", "console", "errors", "guarded", "print_json", "run"]
+
+T = TypeVar("T")
+
+FAILED = 1
+NO_SERVER = 3
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of standard output, written out at once."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def guarded(as_json: bool = False) -> Iterator[None]:
+    """Turn errors raised on purpose into a message and an exit code; anything else is our bug and keeps its trace."""
+    try:
+        yield
+    except QrafError as error:
+        is_lost = isinstance(error, ConnectionLost)
+        if as_json:
+            print_json({"error": _facts(error)})
+        else:
+            errors.print(f"error: {error}", style="red", markup=False)
+            if isinstance(error, CannotConnect):
+                errors.print("start a server with `qraf serve`, or name one with --url", markup=False)
+        raise typer.Exit(NO_SERVER if is_lost else FAILED) from None
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stderr.close()
+        raise typer.Exit(0) from None
+
+
+def run(work: Coroutine[Any, Any, T], as_json: bool = False) -> T:
+    """Run a command's coroutine under `guarded`; Ctrl-C ends it with exit code 130."""
+    with guarded(as_json):
+        try:
+            return asyncio.run(work)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+def _facts(error: QrafError) -> dict[str, Any]:
+    if isinstance(error, ServerError):
+        code, detail, pointer, retryable = error.error_code, error.detail, error.pointer, error.can_retry
+    else:
+        code, detail, pointer, retryable = error.code, str(error), getattr(error, "pointer", ""), error.retryable
+    return {"code": code, "detail": detail, "pointer": pointer, "retryable": retryable}

@@ -1,0 +1,1 @@
+"""The demonstration: real documentation strings in a network of nodes, questions, routes, streamed answers."""
