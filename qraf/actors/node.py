@@ -63,7 +63,6 @@ class _Held:
     is_stale: bool = True
     is_gone: bool = False  # evicted or dropped while somebody waited for the lock
     revision: int = 0
-    used: int = 0
     figures: Figures | None = None
     items: int = 0
     bytes: int = 0
@@ -129,12 +128,11 @@ class Node:
         self._check_holds(memory)
         with _Busy(self):
             while True:
+                self._make_room(memory, items)
                 held = self._open(memory, create=True)
                 assert held is not None
                 known = held.memory.seqs
                 fresh = [item for item in items if item.seq not in known and item.role != "recalled"]
-                if fresh:
-                    self._make_room(held, len(fresh))
                 amplitudes = self._amplitudes(fresh)  # outside the lock: recalls go on meanwhile
                 with held.lock:
                     if held.is_gone:
@@ -272,6 +270,8 @@ class Node:
                     continue
                 if held.is_stale or refresh or not self._is_home(memory):
                     self._catch_up(memory, held)
+                    if self.spec.capacity_bytes:  # what the journal has is taken in; others make room for it
+                        self._evict(self.spec.capacity_bytes, keep=memory)
                 if not create and not held.is_shared and not len(held.memory):
                     self._let_go(memory, held)  # asking about an unknown session must not cost memory
                     return None
@@ -339,8 +339,8 @@ class Node:
         if new:
             self._store_codes(new, self.code)
 
-    def _make_room(self, held: _Held, num_items: int) -> None:
-        """Evict idle sessions, oldest use first, until `num_items` more fit.
+    def _make_room(self, memory: str, items: Sequence[Item]) -> None:
+        """Evict idle sessions until the new ones among `items` fit.
 
         Raises:
             LimitExceeded: they do not fit even then.
@@ -348,13 +348,22 @@ class Node:
         capacity = self.spec.capacity_bytes
         if not capacity:
             return
-        need = num_items * (code_bytes(self._encode.dim, self.spec.bits) + _ITEM_OVERHEAD_BYTES)
+        held = self._held.get(memory)
+        known = held.memory.seqs if held is not None else ()
+        num_new = sum(item.seq not in known for item in items)
+        need = num_new * (code_bytes(self._encode.dim, self.spec.bits) + _ITEM_OVERHEAD_BYTES)
+        total = self._evict(capacity - need, keep=memory)
+        if num_new and total + need > capacity:
+            raise LimitExceeded(f"capacity_bytes of node '{self.spec.name}'", capacity, total + need)
+
+    def _evict(self, allowed: int, keep: str) -> int:
+        """Let sessions go, the one used longest ago first, until at most `allowed` bytes are held; the bytes then."""
         with self._lock:
             total = sum(one.bytes for one in self._held.values())
             for name, one in list(self._held.items()):
-                if total + need <= capacity:
-                    return
-                if one is held or one.is_shared or not one.lock.acquire(blocking=False):
+                if total <= allowed:
+                    break
+                if name == keep or one.is_shared or not one.lock.acquire(blocking=False):
                     continue
                 try:
                     total -= one.bytes
@@ -362,8 +371,7 @@ class Node:
                     del self._held[name]
                 finally:
                     one.lock.release()
-        if total + need > capacity:
-            raise LimitExceeded(f"capacity_bytes of node '{self.spec.name}'", capacity, total + need)
+            return total
 
     def _let_go(self, memory: str, held: _Held) -> None:
         held.is_gone = True

@@ -14,10 +14,12 @@ class Echo:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.gate = asyncio.Event()
+        self.entered = asyncio.Event()
         self.gate.set()
 
     async def send(self, batch: list[int]) -> list[int | InvalidRequest]:
         self.batches.append(batch)
+        self.entered.set()
         await self.gate.wait()
         if 666 in batch:
             raise NodeDown("echo", "dead")
@@ -53,8 +55,7 @@ async def test_while_all_batches_are_out_calls_gather_and_the_queue_is_bounded()
     echo.gate.clear()
     batcher: Batcher[int, int] = Batcher("echo", echo.send, window_ms=0, max_inflight=1, max_waiting=3)
     first = asyncio.create_task(batcher.call(2))
-    while not echo.batches:
-        await asyncio.sleep(0)
+    await echo.entered.wait()
     waiting = [asyncio.create_task(batcher.call(n)) for n in (4, 6, 8)]
     await asyncio.sleep(0)
     with pytest.raises(LimitExceeded):
@@ -81,8 +82,7 @@ async def test_close_cancels_what_is_out_and_what_waits() -> None:
     echo.gate.clear()
     batcher: Batcher[int, int] = Batcher("echo", echo.send, window_ms=0, max_inflight=1)
     calls = [asyncio.create_task(batcher.call(2))]
-    while not echo.batches:
-        await asyncio.sleep(0)
+    await echo.entered.wait()
     calls.append(asyncio.create_task(batcher.call(4)))
     await asyncio.sleep(0)
     await batcher.close()

@@ -113,13 +113,14 @@ def test_an_encoder_that_does_not_load_is_told_to_every_caller() -> None:
 def test_close_fails_what_waits_and_refuses_what_comes() -> None:
     encoder = Gated()
     queue = EncodeQueue(lambda: encoder)
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         held(encoder, queue, pool)
         waiting = pool.submit(queue.encode, ["late"])
         wait_for(queue, 1)
         closing = pool.submit(queue.close)
+        tick = threading.Event()
         while not queue._closed:
-            pass
+            tick.wait(0.001)
         encoder.gate.set()
         with pytest.raises(NodeDown, match="closed"):
             waiting.result(10)
