@@ -233,7 +233,8 @@ class Memory:
 
     def _code(self, row: int) -> bytes:
         lost = self._items.infidelity[row : row + 1].astype("<f2")
-        return self._items.rows[row].tobytes() + lost.tobytes()
+        code: bytes = self._items.rows[row].tobytes() + lost.tobytes()
+        return code
 
     def _changed(self, first_row: int, num_items: int) -> None:
         self._fold.changed_from(first_row)

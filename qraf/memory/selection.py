@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import msgspec
@@ -25,9 +26,9 @@ def mask(filter: Filter, items: Items) -> NDArray[np.bool_]:
         InvalidRequest: the filter asks for `item_id`, which only the journal knows.
     """
     if filter.AND is not None:
-        return np.array([mask(part, items) for part in filter.AND]).all(axis=0)
+        return reduce(np.logical_and, [mask(part, items) for part in filter.AND])
     if filter.OR is not None:
-        return np.array([mask(part, items) for part in filter.OR]).any(axis=0)
+        return reduce(np.logical_or, [mask(part, items) for part in filter.OR])
     if filter.NOT is not None:
         return ~mask(filter.NOT, items)
     field = filter.field or ""

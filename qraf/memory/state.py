@@ -72,7 +72,8 @@ class Fold:
         total = tail.sum(0, dtype=np.float64)
         if self.rows:
             total = total + self._total
-        return total / max(1, len(items))
+        mean: NDArray[np.float64] = total / max(1, len(items))
+        return mean
 
     def _advance(self, items: Items) -> None:
         end = _folded_rows(len(items))
