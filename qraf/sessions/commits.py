@@ -1,4 +1,4 @@
-"""The way of a write from the gateway to its nodes: room for its bytes, one commit for many, absorbed in order."""
+"""The way of a write from the gateway to its nodes: room for its bytes, one commit for many, absorbed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, SessionNotFound, StorageFailed
+from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, QrafError, SessionNotFound, StorageFailed
 from qraf.records import Figures, ForgetReceipt, Item
 from qraf.storage.journal import Journal
 from qraf.storage.records import Committed, Draft
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _GATHER_S = 0.001  # how long the first write of a commit waits for others
 _MAX_COMMIT = 4096  # drafts in one commit
 _MAX_ABSORB = 1024  # items in one call to a node
+_MAX_CALLS = 2  # under way at once for one memory of a node: one encodes while the other is coded
 _MAX_WAITING = 4096  # writes that may wait for room
 _FIRST_DELAY_S, _LAST_DELAY_S = 0.05, 1.0
 
@@ -212,28 +213,28 @@ class Committer:
 
 
 class Lanes:
-    """Brings committed items to their nodes: one call at a time for each memory of a node, in the order of commits.
+    """Brings committed items to their nodes: a few calls at a time for each memory of a node.
 
-    While a call runs the next one gathers. A node that is down is tried again for `patience_s`; after that the answer
-    is None, because the node reads the journal before it answers again.
+    While they run the next call gathers. The order in which a memory absorbs leaves no trace in it, so calls may
+    overtake each other. A node that is down is tried again for `patience_s`; after that the answer is None, because
+    the node reads the journal before it answers again.
     """
 
     def __init__(self, runtime: Absorber, patience_s: float) -> None:
         self._runtime, self._patience_s = runtime, patience_s
-        self._lanes: dict[tuple[str, str], deque[tuple[Sequence[Item], asyncio.Future[Figures | None]]]] = {}
+        self._lanes: dict[tuple[str, str], _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def put(self, node: str, memory: str, items: Sequence[Item]) -> asyncio.Future[Figures | None]:
-        """Absorb after what came before; the future gives the figures afterwards, or the node's refusal."""
+        """Absorb items; the future gives the figures afterwards, or the node's refusal."""
         answer: asyncio.Future[Figures | None] = asyncio.get_running_loop().create_future()
-        lane = self._lanes.get((node, memory))
-        if lane is not None:
-            lane.append((items, answer))
-            return answer
-        self._lanes[node, memory] = deque([(items, answer)])
-        task = asyncio.create_task(self._run(node, memory), name=f"absorb {memory} on {node}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        lane = self._lanes.setdefault((node, memory), _Lane())
+        lane.queue.append((items, answer))
+        if lane.calls < _MAX_CALLS:
+            lane.calls += 1
+            task = asyncio.create_task(self._run(lane, node, memory), name=f"absorb {memory} on {node}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return answer
 
     async def close(self) -> None:
@@ -241,13 +242,15 @@ class Lanes:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for lane in self._lanes.values():  # a task that never began has left its lane as it was
+            _settle([answer for _, answer in lane.queue], None)
+        self._lanes.clear()
 
-    async def _run(self, node: str, memory: str) -> None:
-        lane = self._lanes[node, memory]
+    async def _run(self, lane: _Lane, node: str, memory: str) -> None:
         answers: list[asyncio.Future[Figures | None]] = []
         try:
-            while lane:
-                items, answers = _merge(lane)
+            while lane.queue:
+                items, answers = lane.merge()
                 try:
                     figures = await self._absorb(node, memory, items)
                 except Exception as fault:
@@ -255,40 +258,51 @@ class Lanes:
                 else:
                     _settle(answers, figures)
         finally:
-            del self._lanes[node, memory]
-            _settle([*answers, *(answer for _, answer in lane)], None)
+            _settle(answers, None)  # cancelled: the items are durable
+            lane.calls -= 1
+            if not lane.calls and not lane.queue:
+                self._lanes.pop((node, memory), None)
 
     async def _absorb(self, node: str, memory: str, items: Sequence[Item]) -> Figures | None:
         waited, delay = 0.0, _FIRST_DELAY_S
         while True:
             try:
                 return await self._runtime.absorb(node, memory, items)
-            except NodeDown as fault:
+            except QrafError as fault:
+                if not fault.retryable or (isinstance(fault, LimitExceeded) and fault.retry_after_ms is None):
+                    raise
                 if waited >= self._patience_s:
+                    if not isinstance(fault, NodeDown):
+                        raise
                     log.warning("%d items of %s are durable but wait for node %s: %s", len(items), memory, node, fault)
                     return None
-            except LimitExceeded as fault:
-                if fault.retry_after_ms is None or waited >= self._patience_s:
-                    raise
             await asyncio.sleep(delay)
             waited, delay = waited + delay, min(2 * delay, _LAST_DELAY_S)
+
+
+class _Lane:
+    """What waits for one memory of one node, and how many calls are under way."""
+
+    __slots__ = ("calls", "queue")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.queue: deque[tuple[Sequence[Item], asyncio.Future[Figures | None]]] = deque()
+
+    def merge(self) -> tuple[list[Item], list[asyncio.Future[Figures | None]]]:
+        """The next call: what waits, up to `_MAX_ABSORB` items."""
+        first, answer = self.queue.popleft()
+        items, answers = list(first), [answer]
+        while self.queue and len(items) + len(self.queue[0][0]) <= _MAX_ABSORB:
+            more, answer = self.queue.popleft()
+            items += more
+            answers.append(answer)
+        return items, answers
 
 
 def item_of(draft: Draft, seq: int) -> Item:
     """The item that a draft has become."""
     return Item(seq=seq, **msgspec.structs.asdict(draft))
-
-
-def _merge(
-    lane: deque[tuple[Sequence[Item], asyncio.Future[Figures | None]]],
-) -> tuple[list[Item], list[asyncio.Future[Figures | None]]]:
-    first, answer = lane.popleft()
-    items, answers = list(first), [answer]
-    while lane and len(items) + len(lane[0][0]) <= _MAX_ABSORB:
-        more, answer = lane.popleft()
-        items += more
-        answers.append(answer)
-    return items, answers
 
 
 def _settle(answers: Sequence[asyncio.Future[Figures | None]], result: Figures | Exception | None) -> None:

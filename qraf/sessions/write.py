@@ -76,6 +76,11 @@ class Writer:
         await self._committer.close()
         await self._lanes.close()
 
+    @property
+    def commits(self) -> int:
+        """How many commits the writes so far have taken."""
+        return self._committer.commits
+
     async def write(
         self,
         *,
