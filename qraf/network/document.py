@@ -99,7 +99,7 @@ def parse(text: str, file: str, env: Mapping[str, str]) -> Document:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         where: Any = error.problem_mark or error.context_mark
-        mark = Mark(where.line + 1, where.column + 1) if where is not None else Mark(1, 1)
+        mark = Mark(1, 1) if where is None else Mark(where.line + 1, where.column + 1)
         problem = " ".join(part for part in (error.context, error.problem) if part)
         lines = text.splitlines()
         quote = mark.line <= len(lines) and "${" in lines[mark.line - 1]
@@ -125,6 +125,7 @@ def parse(text: str, file: str, env: Mapping[str, str]) -> Document:
 def _within_bounds(text: str, document: Document) -> bool:
     """Walk the events once, so that depth and aliases are known before anything recurses."""
     depth = aliases = documents = 0
+    event: Any
     for event in yaml.parse(text, Loader=_Loader):
         where = Mark(event.start_mark.line + 1, event.start_mark.column + 1)
         if isinstance(event, yaml.DocumentStartEvent):

@@ -205,7 +205,7 @@ class Node(_Model):
     holds: Annotated[Holds, BeforeValidator(_holds)] | None = None
     """`sessions`, a list of collections, or both in the long form"""
     capacity: Size | None = None
-    recall: Recall | None = None  # type: ignore[valid-type]
+    recall: Recall | None = None
     decay: Decay | None = None
     rank: int | None = Field(default=None, ge=1, le=4096)
     bits: Bits | None = None

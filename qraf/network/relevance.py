@@ -1,0 +1,203 @@
+"""How well each memory responds to a prompt, judged from the 644 bytes that it advertises.
+
+Two parts, each a z-score over the memories that the prompt addresses:
+
+lexical   the share of the prompt's stems whose bit the memory's bitmap has, each stem weighted by
+          idf = ln((1 + N) / (1 + df)), df the number of the N bitmaps that have it
+dense     the cosine of the prompt with the memory's mean state, both whitened by the pooled state:
+          <q| M |c> / (|M^(1/2) q| |M^(1/2) c|),  M = rho_eps^(-2a),  rho_eps = (1 - eps) rho + eps I / d
+
+    relevance = z(lexical) + DENSE_SHARE * z(dense)
+
+rho is the nodes' sketches merged (`pooled`), its missing trace spread evenly; until one has come, it is the mixture of
+the advertised mean states, which is what the sketches hold between memories. Fewer than three memories have no
+meaningful z-scores; then the parts are added as they are. The lexical part is the stronger one; with
+the dense part at full weight eight visits lose up to a point of recall more (benchmarks/README.md).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qraf.errors import InvalidState
+from qraf.records import Advertisement, Prompt
+from qraf.states.envelope import unseal
+
+__all__ = ["BITMAP_BYTES", "DENSE_SHARE", "Advertised", "Relevance"]
+
+BITMAP_BYTES = 256
+DENSE_SHARE = 0.5
+EPS, POWER = 0.5, 0.5
+_FEWEST = 3
+MAX_ADVERTISEMENTS = 65_536  # 0.7 KB each; the one not renewed for longest goes first
+
+Key = tuple[str, str]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Relevance:
+    """One number for each memory that was asked about, and its parts; a memory that has not advertised is average.
+
+    `lexical`, `dense` are the parts as they came, NaN where unknown; `total` is their weighted sum of z-scores.
+    """
+
+    total: Floats
+    lexical: Floats
+    dense: Floats
+
+
+class Advertised:
+    """What nodes advertise, in arrays, one row a memory."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._row: OrderedDict[Key, int] = OrderedDict()
+        self._free: list[int] = []
+        self._bitmap = np.zeros((0, BITMAP_BYTES), np.uint8)
+        self._centroid = np.zeros((0, dim), np.int8)
+        self._scale = np.zeros(0, np.float32)
+        self._items = np.zeros(0, np.int64)
+        self._norm = np.zeros(0, np.float32)  # |M^(1/2) c| in units of the row's scale; 0: to be computed
+        self._pooled: Floats | None = None
+        self._whitening: NDArray[np.float32] | None = None
+        self._changed = 0  # advertisements since the whitening was made
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def update(self, advertisements: Iterable[Advertisement]) -> None:
+        """Take in what changed.
+
+        Raises:
+            InvalidState: a bitmap or a centroid of another length, or a scale that is no number.
+        """
+        for ad in advertisements:
+            if len(ad.bitmap) != BITMAP_BYTES:
+                raise InvalidState("bitmap", f"have {BITMAP_BYTES} bytes", f"has {len(ad.bitmap)} ({ad.node})")
+            if len(ad.centroid) != self.dim:
+                raise InvalidState("centroid", f"have {self.dim} values", f"has {len(ad.centroid)} ({ad.node})")
+            if not (np.isfinite(ad.scale) and ad.scale >= 0):
+                raise InvalidState("scale", "be a finite number from 0", f"is {ad.scale} ({ad.node})")
+            row = self._take(ad.node, ad.memory)
+            self._bitmap[row] = np.frombuffer(ad.bitmap, np.uint8)
+            self._centroid[row] = np.frombuffer(ad.centroid, np.int8)
+            self._scale[row], self._items[row], self._norm[row] = ad.scale, ad.items, 0.0
+            self._changed += 1
+
+    def items(self, key: Key) -> int | None:
+        """How many items a memory said it holds; None when it has not advertised."""
+        row = self._row.get(key)
+        return None if row is None else int(self._items[row])
+
+    def pooled(self, sketch: bytes) -> None:
+        """Whiten by this sketch's state (a packet of `Sketch.to_bytes`) from now on.
+
+        Raises:
+            InvalidState: the packet is damaged, or of another dimension.
+        """
+        _, facts, arrays = unseal(sketch, "sketch")
+        try:
+            factor = arrays["stored"].astype(np.float64) * arrays["scale"].astype(np.float64)[:, None]
+            mass = float(facts["mass"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InvalidState("sketch", "hold a factor and its mass", f"lacks {error}") from error
+        if factor.ndim != 2 or factor.shape[1] != self.dim:
+            raise InvalidState("sketch", f"have dimension {self.dim}", f"has shape {factor.shape}")
+        self._pooled = factor.T @ factor / mass if mass > 0 else None
+        self._whitening = None
+
+    def relevance(self, prompt: Prompt, keys: Sequence[Key]) -> Relevance:
+        """How each memory responds; one that has not advertised counts as average.
+
+        Raises:
+            InvalidState: the prompt has another dimension.
+        """
+        if prompt.amplitudes.shape != (self.dim,):
+            raise InvalidState("amplitudes", f"have shape ({self.dim},)", f"has {prompt.amplitudes.shape}")
+        rows = np.fromiter((self._row.get(key, -1) for key in keys), np.int64, len(keys))
+        known = rows >= 0
+        rows = rows[known]
+        total, lexical, dense = np.zeros(len(keys)), np.full(len(keys), np.nan), np.full(len(keys), np.nan)
+        if len(rows):
+            lexical[known] = self._lexical(prompt, rows)
+            dense[known] = self._dense(prompt, rows)
+            scores = _z if len(rows) >= _FEWEST else np.asarray
+            total[known] = scores(lexical[known]) + DENSE_SHARE * scores(dense[known])
+        return Relevance(total, lexical, dense)
+
+    def _lexical(self, prompt: Prompt, rows: NDArray[np.int64]) -> Floats:
+        positions = np.unique(prompt.terms % (8 * BITMAP_BYTES)).astype(np.int64)
+        if not len(positions):
+            return np.zeros(len(rows))
+        has = self._bitmap[np.ix_(rows, positions >> 3)] >> (positions & 7).astype(np.uint8) & 1
+        idf = np.log((1 + len(rows)) / (1 + has.sum(0, dtype=np.int64)))
+        whole = float(idf.sum())
+        return has @ idf / whole if whole > 0 else np.zeros(len(rows))
+
+    def _dense(self, prompt: Prompt, rows: NDArray[np.int64]) -> Floats:
+        whitening = self._whiten()
+        stale = rows[self._norm[rows] == 0]
+        if len(stale):
+            norms = np.linalg.norm(self._centroid[stale].astype(np.float32) @ whitening, axis=1)
+            self._norm[stale] = np.where(norms > 0, norms, np.inf)  # an all-zero mean state responds to nothing
+        q = prompt.amplitudes.astype(np.float32) @ whitening
+        norm = float(np.linalg.norm(q))
+        if norm == 0:
+            return np.zeros(len(rows))
+        dots = self._centroid[rows].astype(np.float32) @ (whitening @ q)
+        return (dots / self._norm[rows] / norm).astype(np.float64)
+
+    def _whiten(self) -> NDArray[np.float32]:
+        """M^(1/2) = rho_eps^(-a); the one from mean states is renewed when a tenth of them is new."""
+        is_own = self._pooled is None
+        if self._whitening is None or (is_own and self._changed > max(8, len(self) // 10)):
+            rho = self._mixture() if self._pooled is None else self._pooled
+            missing = max(0.0, 1.0 - float(np.trace(rho)))
+            spread = np.eye(self.dim) / self.dim
+            values, vectors = np.linalg.eigh((1 - EPS) * (rho + missing * spread) + EPS * spread)
+            self._whitening = ((vectors * values ** (-POWER)) @ vectors.T).astype(np.float32)
+            self._norm[:] = 0.0
+            self._changed = 0
+        return self._whitening
+
+    def _mixture(self) -> Floats:
+        """The advertised mean states, mixed in proportion to their items."""
+        rows = np.fromiter(self._row.values(), np.int64, len(self._row))
+        items = np.maximum(self._items[rows], 1).astype(np.float64)
+        means = self._centroid[rows].astype(np.float64) * self._scale[rows].astype(np.float64)[:, None]
+        mixed: Floats = (means.T * (items / items.sum())) @ means
+        return mixed
+
+    def _take(self, node: str, memory: str) -> int:
+        """The row of a memory: its own, a free one, or that of the memory not renewed for longest."""
+        key = (node, memory)
+        row = self._row.pop(key, None)
+        if row is None:
+            if len(self._row) >= MAX_ADVERTISEMENTS:
+                self._free.append(self._row.popitem(last=False)[1])
+            if not self._free:
+                self._grow()
+            row = self._free.pop()
+        self._row[key] = row
+        return row
+
+    def _grow(self) -> None:
+        old, new = len(self._scale), max(64, 2 * len(self._scale))
+        for name in ("_bitmap", "_centroid", "_scale", "_items", "_norm"):
+            before = getattr(self, name)
+            after = np.zeros((new, *before.shape[1:]), before.dtype)
+            after[:old] = before
+            setattr(self, name, after)
+        self._free.extend(range(new - 1, old - 1, -1))
+
+
+def _z(values: Floats) -> Floats:
+    """Standard scores; all zero where nothing differs."""
+    spread = float(values.std())
+    return np.asarray((values - values.mean()) / spread) if spread > 1e-12 else np.zeros_like(values)
