@@ -3,14 +3,19 @@ import asyncio
 import numpy as np
 import pytest
 
+from qraf.actors.runtime import LocalRuntime
+from qraf.clock import SystemClock
 from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, NotFound, SessionClosed, SessionNotFound, StorageFailed
 from qraf.frames import WireItem
 from qraf.network.placement import item_node
+from qraf.records import RecallQuery, Visit
 from qraf.sessions.commits import ByteBudget
 from qraf.sessions.registry import Sessions
 from qraf.sessions.write import Writer
-from qraf.settings import LimitSettings
+from qraf.settings import LimitSettings, Settings
 from qraf.storage.journal import Draft, Journal
+from qraf.text.prepare import prepare
+from tests.encoders import HashEncoder
 from tests.sessions.samples import MemoryRuntime, topology
 
 LIMITS = LimitSettings(max_write_bytes_in_flight=8192, write_wait_ms=0, max_item_bytes=2000, max_items_per_write=16)
@@ -337,3 +342,30 @@ async def test_who_gives_up_waiting_lets_the_next_one_in():
     await asyncio.gather(large, return_exceptions=True)
     await small
     assert budget.used == 10
+
+
+# ---------------------------------------------------------------------------------------------------- with real nodes
+async def test_what_is_written_can_be_recalled_from_real_nodes(tmp_path, network):
+    """And a runtime that starts afresh on the same journal recalls the same."""
+    url, settings = f"sqlite:///{tmp_path / 'journal.db'}", Settings(data=tmp_path)
+    queries = [RecallQuery(prepare("the parrot", (), HashEncoder(384).encode(["the parrot"])[0]), k=3)]
+    recalled = []
+    for start in range(2):
+        journal = Journal.open(url)
+        runtime = LocalRuntime(network, settings, journal, encoder=lambda: HashEncoder(384))
+        sessions = Sessions(journal, network, SystemClock())
+        writer = Writer(settings.limits, journal, runtime, sessions, network, SystemClock())
+        await runtime.start()
+        await writer.start()
+        if start == 0:
+            await sessions.open("alice")
+            texts = ["The parrot is called Pixel", "Berlin is large", "The parrot sleeps"]
+            done = await asyncio.gather(*(writer.write(session="alice", items=said(text)) for text in texts))
+            assert sorted(one.state.items for one in done)[-1] == 3
+        [answer] = [one async for one in runtime.recall([Visit("desk", "s/alice", queries[0])])]
+        recalled.append([(one.seq, pytest.approx(one.score)) for one in answer.evidence])
+        await writer.close()
+        await runtime.close()
+        journal.close()
+    assert {seq for seq, _ in recalled[0][:2]} == {1, 3}
+    assert recalled[0] == recalled[1]
