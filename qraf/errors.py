@@ -11,6 +11,7 @@ from typing import ClassVar
 
 __all__ = [
     "CannotConnect",
+    "CannotListen",
     "ConnectionLost",
     "DuplicateId",
     "EngineFailed",
@@ -268,7 +269,12 @@ class ServerError(QrafError, RuntimeError):
     """What a client raises when the server answered with an error: the server's own code, detail and advice."""
 
     def __init__(
-        self, error_code: str, detail: str, pointer: str = "", can_retry: bool = False, retry_after_ms: int | None = None
+        self,
+        error_code: str,
+        detail: str,
+        pointer: str = "",
+        can_retry: bool = False,
+        retry_after_ms: int | None = None,
     ) -> None:
         super().__init__(error_code, detail, pointer, can_retry, retry_after_ms)
         self.error_code, self.detail, self.pointer = error_code, detail, pointer
@@ -313,3 +319,16 @@ class TimedOut(QrafError, TimeoutError):
 
     def __str__(self) -> str:
         return f"{self.what} took longer than {self.timeout_s:g} s"
+
+
+class CannotListen(QrafError, OSError):
+    """A server cannot listen there: the port is taken, or may not be used."""
+
+    code, title, status = "cannot_listen", "Cannot listen", 500
+
+    def __init__(self, host: str, port: int, reason: str) -> None:
+        super().__init__(host, port, reason)
+        self.host, self.port, self.reason = host, port, reason
+
+    def __str__(self) -> str:
+        return f"cannot listen on {self.host}:{self.port}: {self.reason}"

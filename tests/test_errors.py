@@ -29,6 +29,7 @@ SAMPLES = [
     errors.CannotConnect("ws://127.0.0.1:1", "refused"),
     errors.ConnectionLost("the server closed", 1001),
     errors.TimedOut("write", 5.0),
+    errors.CannotListen("127.0.0.1", 80, "permission denied"),
 ]
 
 

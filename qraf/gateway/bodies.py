@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -71,9 +71,7 @@ def request_id(request: Request) -> str:
 def body_of(frame: type[msgspec.Struct], name: str, extra: Iterable[Any] = ()) -> type[msgspec.Struct]:
     """The body of a REST call that does what a frame does: the frame's fields without `type` and `id`."""
     fields = [
-        (field.name, field.type, msgspec.field(default=field.default, default_factory=field.default_factory))
-        for field in msgspec.structs.fields(frame)
-        if field.name != "id"
+        (field.name, field.type, _default(field)) for field in msgspec.structs.fields(frame) if field.name != "id"
     ]
     made = msgspec.defstruct(
         name, [*fields, *extra], frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
@@ -85,8 +83,9 @@ def body_of(frame: type[msgspec.Struct], name: str, extra: Iterable[Any] = ()) -
 def to_frame(frame: type[T], body: msgspec.Struct, request: Request) -> T:
     """The frame of a body made by `body_of`, checked; its id is the request's."""
     names = set(frame.__struct_fields__) - {"id"}  # type: ignore[attr-defined]
-    made = frame(id=request_id(request), **{name: getattr(body, name) for name in names})
-    check_command(_as_command(made), gate(request).settings.limits)
+    make: Any = frame
+    made: T = make(id=request_id(request), **{name: getattr(body, name) for name in names})
+    check_command(cast("ClientFrame", made), gate(request).settings.limits)
     return made
 
 
@@ -165,9 +164,12 @@ def _http_detail(error: HTTPException, request: Request) -> str:
     return str(error.detail)
 
 
-def _as_command(made: Any) -> ClientFrame:
-    command: ClientFrame = made
-    return command
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default is not msgspec.NODEFAULT:
+        return msgspec.field(default=field.default)
+    if field.default_factory is not msgspec.NODEFAULT:
+        return msgspec.field(default_factory=field.default_factory)
+    return msgspec.field()
 
 
 async def _bytes(request: Request, most: int) -> bytes:

@@ -20,6 +20,7 @@ from qraf.gateway.problems import decoding_fault, error_body
 from qraf.settings import LimitSettings
 
 __all__ = [
+    "CLOSE_CODES",
     "JSON",
     "MSGPACK",
     "SUBPROTOCOLS",
@@ -47,6 +48,20 @@ class Close:
     NO_PROTOCOL = 4406
     HELLO_TIMEOUT = 4408
     TOO_LARGE = 4413
+
+
+CLOSE_CODES = {
+    Close.GOING_AWAY: "the server stops; connect again",
+    1009: f"a message so large that it was not read to its end; see {Close.TOO_LARGE}",
+    Close.INTERNAL: "an internal error, or no sign of life from the client",
+    Close.OVERLOAD: "too many connections; try again later",
+    Close.SLOW_READER: "the client reads too slowly",
+    Close.MALFORMED: "a message that is no frame, is of the wrong kind, or comes before `hello`",
+    Close.NO_PROTOCOL: "no common subprotocol",
+    Close.HELLO_TIMEOUT: "no `hello` in time",
+    Close.TOO_LARGE: "a frame over `max_frame_bytes`",
+}
+"""Every close code that this version sends, and why."""
 
 
 class Refusal(NamedTuple):

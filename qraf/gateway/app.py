@@ -1,0 +1,51 @@
+"""The application: wiring and nothing else."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import WebSocketRoute
+
+from qraf.errors import QrafError
+from qraf.gateway.bodies import Gate, failure
+from qraf.gateway.door import Door
+from qraf.gateway.metrics import GatewayMeters
+from qraf.gateway.openapi import serve_document
+from qraf.gateway.routes import enhance, health, memory, network, sessions
+from qraf.gateway.sockets import Sockets
+from qraf.sessions.service import Service
+from qraf.settings import Settings
+
+__all__ = ["create_app"]
+
+
+def create_app(service: Service, settings: Settings) -> FastAPI:
+    """The ASGI application over a service that is started and closed by the caller."""
+    app = FastAPI(
+        title="QRAF",
+        version=service.version,
+        description="A memory for text generation that lives in a network of quantum states. Errors are problem+json.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    meters = GatewayMeters()
+    sockets = Sockets(service, meters)
+    app.state.gate = Gate(service, settings, meters, sockets)
+    app.add_middleware(Door, meters=meters)
+    app.add_exception_handler(QrafError, _failed)
+    app.add_exception_handler(HTTPException, _failed)
+    for router in (sessions.router, memory.router, enhance.router, network.router, health.health, health.documents):
+        app.include_router(router, prefix="/v1")
+    app.include_router(health.health)
+    app.include_router(health.metrics)
+    app.router.routes.append(WebSocketRoute("/v1/ws", sockets))
+    serve_document(app, (*sessions.TYPES, *memory.TYPES, *enhance.TYPES, *network.TYPES, *health.TYPES))
+    return app
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return failure(error, request)
