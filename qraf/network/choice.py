@@ -69,8 +69,8 @@ def choose(
             children[parent[name]].append(name)
     best: dict[str, NDArray[np.float64]] = {}
     story: dict[str, list[_Joined]] = {}
-    for name in reversed(order):
-        if name in used:
+    for name in reversed(order):  # leaves are joined at their parent
+        if name in used and (children[name] or name == order[0]):
             best[name], story[name] = _at(name, children, best, step, gain, limit, wanted, forced)
     root = order[0]
     return frozenset(_told(root, int(np.argmax(best[root])), story))

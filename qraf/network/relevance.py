@@ -44,12 +44,14 @@ Floats = NDArray[np.float64]
 class Relevance:
     """One number for each memory that was asked about, and its parts; a memory that has not advertised is average.
 
-    `lexical`, `dense` are the parts as they came, NaN where unknown; `total` is their weighted sum of z-scores.
+    `lexical`, `dense` are the parts as they came, NaN where unknown; `total` is their weighted sum of z-scores. `items`
+    is how many items a memory said it holds, -1 where it has said nothing.
     """
 
     total: Floats
     lexical: Floats
     dense: Floats
+    items: NDArray[np.int64]
 
 
 class Advertised:
@@ -90,11 +92,6 @@ class Advertised:
             self._scale[row], self._items[row], self._norm[row] = ad.scale, ad.items, 0.0
             self._changed += 1
 
-    def items(self, key: Key) -> int | None:
-        """How many items a memory said it holds; None when it has not advertised."""
-        row = self._row.get(key)
-        return None if row is None else int(self._items[row])
-
     def pooled(self, sketch: bytes) -> None:
         """Whiten by this sketch's state (a packet of `Sketch.to_bytes`) from now on.
 
@@ -124,12 +121,14 @@ class Advertised:
         known = rows >= 0
         rows = rows[known]
         total, lexical, dense = np.zeros(len(keys)), np.full(len(keys), np.nan), np.full(len(keys), np.nan)
+        items = np.full(len(keys), -1, np.int64)
         if len(rows):
+            items[known] = self._items[rows]
             lexical[known] = self._lexical(prompt, rows)
             dense[known] = self._dense(prompt, rows)
             scores = _z if len(rows) >= _FEWEST else np.asarray
             total[known] = scores(lexical[known]) + DENSE_SHARE * scores(dense[known])
-        return Relevance(total, lexical, dense)
+        return Relevance(total, lexical, dense, items)
 
     def _lexical(self, prompt: Prompt, rows: NDArray[np.int64]) -> Floats:
         positions = np.unique(prompt.terms % (8 * BITMAP_BYTES)).astype(np.int64)

@@ -17,6 +17,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from qraf.clock import Clock
 from qraf.errors import NoRoute
 from qraf.frames import Hop, RouteOut
@@ -41,7 +43,7 @@ class _Candidate:
     total: float = 0.0
     lexical: float = math.nan
     dense: float = math.nan
-    items: int | None = None
+    items: int = -1
     prize: float = 0.0
     own: float = 0.0
     arrives_ms: float = 0.0
@@ -152,21 +154,18 @@ class Router:
         """Every addressed node with the relevance of its best memory and its prize."""
         keys = [(node, memory) for node, held in memories.items() for memory in held]
         found = self._advertised.relevance(prompt, keys)
-        total, lexical, dense = found.total.tolist(), found.lexical.tolist(), found.dense.tolist()
-        worth = self.topology.routing.weights.relevance
+        prizes = self.topology.routing.weights.relevance * np.logaddexp(0.0, found.total)  # ln(1 + e^r)
+        columns = (found.total, found.lexical, found.dense, found.items, prizes)
         best: dict[str, _Candidate] = {}
-        for at, (node, memory) in enumerate(keys):
-            items = self._advertised.items((node, memory))
+        for (node, memory), *values in zip(keys, *(column.tolist() for column in columns), strict=True):
             known = best.get(node)
-            if known is None:
-                self.topology.node(node)
-                known = best[node] = _Candidate(node, len(best), is_required=node in required)
-            elif (known.items == 0, -known.total) <= (items == 0, -total[at]):
-                continue
-            known.memory, known.items = memory, items
-            known.total, known.lexical, known.dense = total[at], lexical[at], dense[at]
-        for each in best.values():
-            each.prize = worth * _softplus(each.total)
+            if known is None or (known.items == 0, -known.total) > (values[3] == 0, -values[0]):
+                best[node] = _Candidate(node, len(best) if known is None else known.order, memory, *values)
+        for node in best:
+            self.topology.node(node)
+        for node in required:
+            if node in best:
+                best[node].is_required = True
         return list(best.values())
 
     def _price(self, each: _Candidate, snapshot: Snapshot, generator: str, deadline_ms: float) -> None:
@@ -212,7 +211,11 @@ class Router:
     ) -> Hop:
         """A candidate for the outside; its price has the links that no visit before it has paid."""
         path = snapshot.path.get(each.name, ())
-        price = each.own + sum(snapshot.step[name] for name in path if name not in paid)
+        price = each.own
+        for name in reversed(path):  # what is paid from here on is paid to the ingress
+            if name in paid:
+                break
+            price += snapshot.step[name]
         if is_measured:
             paid.update(path)
         return Hop(
@@ -244,14 +247,10 @@ class Router:
         return terms | {"arrives_ms": each.arrives_ms}
 
 
-def _softplus(value: float) -> float:
-    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
-
-
 def _why(each: _Candidate, price: float, is_measured: bool, limit: int) -> str:
     if each.refused:
         return each.refused
-    stands = "has not advertised yet, taken as average" if each.items is None else _stands(each)
+    stands = "has not advertised yet, taken as average" if each.items < 0 else _stands(each)
     if each.is_required and is_measured:
         return f"home of the session; {stands}"
     if is_measured:
