@@ -48,7 +48,7 @@ def bloch(x: float, y: float, z: float) -> Tensor:
 
 
 def bloch_fidelity(r: tuple[float, float, float], s: tuple[float, float, float]) -> float:
-    """Qubits: F = tr rho sigma + 2 sqrt(det rho det sigma) = (1 + r.s + sqrt((1 - r^2)(1 - s^2))) / 2 (Huebner 1992)."""
+    """Qubits: F = tr rho sigma + 2 sqrt(det rho det sigma) = (1 + r.s + sqrt((1 - r^2)(1 - s^2))) / 2 (Huebner)."""
     dot = sum(a * b for a, b in zip(r, s, strict=True))
     rr, ss = sum(a * a for a in r), sum(b * b for b in s)
     return (1 + dot + math.sqrt(max(0.0, 1 - rr) * max(0.0, 1 - ss))) / 2
