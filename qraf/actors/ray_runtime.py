@@ -36,8 +36,12 @@ _log = logging.getLogger(__name__)
 _ENGINE = "embedded engine"  # its name in the supervisor's books; no host can be called so
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
+_SPARE_PAUSE_S = 15.0  # after one that did not start
 _GROUPS = {"read": 12, "write": 8, "control": 2}  # threads: reading never waits behind writing, a probe behind neither
 _GROUP_OF = {"absorb": "write", "forget": "write", "drop": "write", "adopt": "control"}
+
+_HostActor: Any = ray.remote(concurrency_groups=_GROUPS)(HostActor)
+_EngineActor: Any = ray.remote(max_concurrency=4)(EngineActor)
 
 
 class RayRuntime(HostedRuntime):
@@ -69,7 +73,8 @@ class RayRuntime(HostedRuntime):
         self._actors: dict[str, Any] = {}
         self._gone: dict[str, asyncio.Future[None]] = {}  # done when the host of that name is given up
         self._engine_at: Endpoint | None = None
-        self._spare: Any = None
+        self._spare: asyncio.Task[Any] | None = None  # makes an actor, or has made it
+        self._spare_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._owns_ray = False
@@ -89,13 +94,15 @@ class RayRuntime(HostedRuntime):
             await asyncio.get_running_loop().run_in_executor(self._ray_thread, self._connect)
             self.phase = "starting hosts"
             await self._attach()
-            await asyncio.gather(*(self._bring_up(name) for name in self.supervisor.due()))
+            async with asyncio.TaskGroup() as group:
+                for name in self.supervisor.due():
+                    group.create_task(self._bring_up(name))
             for charge in self.supervisor.charges.values():
                 if charge.phase != "up":
                     raise NodeDown(charge.name, charge.reason)
-        except BaseException:
+        except BaseException as error:
             await self.close()
-            raise
+            raise error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error from None
         self._mark_generators()
         self.phase = "ready"
         self._own(self._watch())
@@ -110,15 +117,18 @@ class RayRuntime(HostedRuntime):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._close_batchers()
         if stop_hosts if stop_hosts is not None else not self.settings.runtime.address:
-            actors = [actor for actor in (*self._actors.values(), self._spare) if actor is not None]
+            actors = list(self._actors.values())
+            if self._spare is not None and not self._spare.cancelled() and self._spare.exception() is None:
+                actors.append(self._spare.result())
             await asyncio.gather(*(self._stop(actor) for actor in actors))
         for host in list(self._epochs):
             self._host_down(host)
         self._actors.clear()
+        # Ray ends the process when it is called after its shutdown, so look-ups that were given up come first
+        await asyncio.to_thread(self._lookups.shutdown, cancel_futures=True)
         if self._owns_ray:
             await asyncio.get_running_loop().run_in_executor(self._ray_thread, ray.shutdown)
         self._ray_thread.shutdown(wait=False)
-        self._lookups.shutdown(wait=False)
 
     def _connect(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -151,7 +161,7 @@ class RayRuntime(HostedRuntime):
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 if name == _ENGINE:
-                    actor = await self._create(f"engine/{name}", EngineActor, self.settings.generator)
+                    actor = await self._create("engine", _EngineActor, self.settings.generator)
                     self._engine_at = raised(await reply(actor.start.remote()))
                     report = None
                 else:
@@ -181,7 +191,7 @@ class RayRuntime(HostedRuntime):
         else:
             self._mark_generators()
 
-    async def _create(self, name: str, kind: type, *args: Any, gpus: float = 0.0) -> Any:
+    async def _create(self, name: str, kind: Any, *args: Any, gpus: float = 0.0) -> Any:
         options: dict[str, Any] = {
             "num_cpus": 0,
             "num_gpus": gpus,
@@ -189,18 +199,14 @@ class RayRuntime(HostedRuntime):
             "max_task_retries": 0,
             "namespace": self.settings.runtime.namespace,
         }
-        if kind is HostActor:
-            options["concurrency_groups"] = _GROUPS
-        else:
-            options["max_concurrency"] = 4
         if self.settings.runtime.address:
             options["lifetime"] = "detached"
 
         def create() -> Any:
             try:
-                return ray.remote(kind).options(name=name, **options).remote(*args)
+                return kind.options(name=name, **options).remote(*args)
             except ray.exceptions.ActorAlreadyExistsError:  # the dead keep their names for a moment
-                return ray.remote(kind).options(name=f"{name}~{secrets.token_hex(4)}", **options).remote(*args)
+                return kind.options(name=f"{name}~{secrets.token_hex(4)}", **options).remote(*args)
 
         return await asyncio.get_running_loop().run_in_executor(self._lookups, create)
 
@@ -210,7 +216,7 @@ class RayRuntime(HostedRuntime):
         wants_gpu = spec is not None and spec.device != "cpu" and gpus > 0
         name = f"host/{spec.name}" if spec else "host/spare"
         actor = await self._create(
-            name, HostActor, self._url, self._encoder_settings(), wants_gpu, self._load, gpus=gpus
+            name, _HostActor, self._url, self._encoder_settings(), wants_gpu, self._load, gpus=gpus
         )
         try:
             ready = actor.ready.options(concurrency_group="read").remote
@@ -221,11 +227,15 @@ class RayRuntime(HostedRuntime):
         return actor
 
     async def _take_spare(self, spec: HostSpec) -> Any:
-        """The spare, if it fits and still answers."""
-        actor = self._spare
-        if actor is None or spec.gpus:
+        """The spare, if it fits and still answers; one in the making is waited for, because it is ahead of a new one."""
+        making = self._spare
+        if making is None or spec.gpus:
             return None
         self._spare = None
+        try:
+            actor = await making
+        except (RayError, TimeoutError, QrafError):
+            return None
         try:
             await ping(actor, self.settings.runtime.probe_timeout_s)
         except (RayError, TimeoutError):
@@ -280,8 +290,7 @@ class RayRuntime(HostedRuntime):
             for charge in list(self.supervisor.charges.values()):
                 if charge.phase == "up" and not self._is_probing(charge.name):
                     self._own(self._probe(charge.name, charge.epoch), f"probe {charge.name}")
-            if limits.spare_hosts and self._spare is None and not self._is_probing("spare"):
-                self._own(self._make_spare(), "probe spare")
+            self._keep_spare()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), limits.probe_every_s)
 
@@ -302,14 +311,18 @@ class RayRuntime(HostedRuntime):
         except RayError as error:
             self._lost(name, epoch, type(error).__name__)
 
-    async def _make_spare(self) -> None:
-        if any(charge.phase != "up" for charge in self.supervisor.charges.values()):
-            return  # first things first
-        try:
-            self._spare = await self._create_host(None)
-        except (RayError, TimeoutError, QrafError) as error:
-            _log.warning("no spare host: %s", error)
-            await asyncio.sleep(10)
+    def _keep_spare(self) -> None:
+        """Make a spare when there is none; first things first: not while something else starts."""
+        if not self.settings.runtime.spare_hosts:
+            return
+        making = self._spare
+        if making is not None and making.done() and (making.cancelled() or making.exception() is not None):
+            _log.warning("no spare host: %s", "cancelled" if making.cancelled() else making.exception())
+            self._spare = None
+            self._spare_at = self._clock.monotonic() + _SPARE_PAUSE_S
+        is_calm = all(charge.phase == "up" for charge in self.supervisor.charges.values())
+        if self._spare is None and is_calm and self._clock.monotonic() >= self._spare_at:
+            self._spare = self._own(self._create_host(None), "spare")
 
     def _lost(self, name: str, epoch: int, reason: str) -> None:
         if self.supervisor.lost(name, epoch, reason):
@@ -397,14 +410,15 @@ class RayRuntime(HostedRuntime):
             with contextlib.suppress(RayError, ValueError):
                 await asyncio.get_running_loop().run_in_executor(self._lookups, partial(ray.kill, actor))
 
-    def _own(self, work: Coroutine[Any, Any, Any], name: str | None = None) -> None:
+    def _own(self, work: Coroutine[Any, Any, Any], name: str | None = None) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not task.cancelled() and (error := task.exception()) is not None and task is not self._spare:
             _log.error("task %s failed", task.get_name(), exc_info=error)
 
     def _is_probing(self, name: str) -> bool:
