@@ -15,7 +15,7 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 _ENGINE = "#4D4D4D"
 _INK, _FAINT, _LINE, _PAPER = "#1B1F24", "#57606A", "#8C959F", "#FFFFFF"
 _BOX = (184.0, 66.0)
-_COLUMN, _ROW, _MARGIN = 330.0, 92.0, 36.0
+_COLUMN, _ROW, _MARGIN = 344.0, 92.0, 36.0
 _HEAD, _FOOT, _ENTRY = 58.0, 44.0, 70.0
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
@@ -133,22 +133,11 @@ def _link(link: LinkSpec, layout: Layout, label_at_target: bool) -> str:
             else (f" C{ax + pull:.1f} {ay:.1f} {bx - pull:.1f} {by:.1f} {bx:.1f} {by:.1f}")
         )
     if len(points) > 2:
-        label_x, label_y = (points[1][0] + points[2][0]) / 2, points[1][1] - 5
-    else:
-        (ax, ay), (bx, by) = points
-        share = 0.76 if label_at_target else 0.24
-        label_x, label_y = ax + (bx - ax) * share, ay + (by - ay) * _eased(share) - 5
-    return _path(path) + _halo(label_x, label_y, label)
-
-
-def _eased(share: float) -> float:
-    """How far up a link's curve is at this share of its way: the height of its Bezier curve at the same x."""
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        t = (low + high) / 2
-        x = 1.5 * t * (1 - t) ** 2 + 1.5 * t**2 * (1 - t) + t**3
-        low, high = (t, high) if x < share else (low, t)
-    return 3 * low**2 * (1 - low) + low**3
+        return _path(path) + _halo((points[1][0] + points[2][0]) / 2, points[1][1] - 5, label)
+    (ax, ay), (bx, by) = points  # the label lies at its end of the link, on the side that the curve does not take
+    if label_at_target:
+        return _path(path) + _halo(bx - 14, by + (15 if ay < by - 1 else -7), label, "end")
+    return _path(path) + _halo(ax + 9, ay + (15 if by < ay - 1 else -7), label, "start")
 
 
 def _legend(topology: Topology, colour: dict[str, str], x: float, y: float) -> str:
@@ -170,10 +159,12 @@ def _line(points: tuple[tuple[float, float], tuple[float, float]]) -> str:
     return _path(f"M{x1:.1f} {y1:.1f} L{x2:.1f} {y2:.1f}")
 
 
-def _halo(x: float, y: float, label: str) -> str:
+def _halo(x: float, y: float, label: str, anchor: str = "middle") -> str:
     """A label that stays readable where it stands on a line."""
     style = f'paint-order="stroke" stroke="{_PAPER}" stroke-width="4" stroke-linejoin="round"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="10.5" fill="{_FAINT}" text-anchor="middle" {style}>{label}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="10.5" fill="{_FAINT}" text-anchor="{anchor}" {style}>{label}</text>'
+    )
 
 
 def _text(
