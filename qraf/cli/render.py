@@ -52,7 +52,12 @@ def evidence_table(items: Sequence[EvidenceOut], title: str = "evidence", limit:
     for item in items[: limit or None]:
         who = f"{item.speaker}: " if item.speaker else ""
         text = who + " ".join(item.text.split())
-        row: list[str | Text] = [f"{item.probability:.3f}", bar(item.probability), item.node, Text(shorten(text, width))]
+        row: list[str | Text] = [
+            f"{item.probability:.3f}",
+            bar(item.probability),
+            item.node,
+            Text(shorten(text, width)),
+        ]
         table.add_row(*row, *([_terms(item.terms)] if explained else []))
     return table
 

@@ -17,8 +17,8 @@ __all__ = ["delete_command", "list_command", "show_command"]
 async def list_command(url: str, as_json: bool) -> None:
     """Print all sessions, page by page."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("session", "state", "created", "items"):
-        table.add_column(name, justify="right" if name == "items" else "left")
+    for name in ("session", "status", "created", "node"):
+        table.add_column(name)
     async with _api(url) as api:
         cursor: str | None = None
         while True:
@@ -27,7 +27,7 @@ async def list_command(url: str, as_json: bool) -> None:
                 if as_json:
                     print_json(session)
                 else:
-                    fields = (session.get(key, "") for key in ("session", "status", "created_at", "items"))
+                    fields = (session.get(key, "") for key in ("session", "status", "created_at", "node"))
                     table.add_row(*map(str, fields))
             cursor = page.get("next_cursor")
             if not cursor:

@@ -1,0 +1,148 @@
+"""How the demonstration looks in a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from qraf.cli.render import bar, figures_table, route_table
+from qraf.frames import (
+    EvidenceOut,
+    ResponseDelta,
+    ResponseDone,
+    ResponseEvidence,
+    ResponseHop,
+    ResponseRoute,
+    ServerFrame,
+)
+from qraf.records import Figures
+
+__all__ = ["Show"]
+
+
+class Show:
+    """Prints the story as it happens; a quiet console makes all of it silent."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
+        self._hops: list[ResponseHop] = []
+        self._is_answering = False
+
+    def phase(self, phase: str, seconds: float) -> None:
+        """A step of starting or stopping."""
+        self._console.print(f"{seconds:6.1f} s  {phase}", style="dim", markup=False)
+
+    def network(self, name: str, description: str, url: str) -> None:
+        """The network is there."""
+        self._console.print(f"\nNetwork '{name}' at {url}. {description}\n", markup=False)
+
+    @contextlib.contextmanager
+    def writing(self, totals: Mapping[str, int]) -> Iterator[Callable[[str, int], None]]:
+        """A bar for each collection, with the figures of its state beside it."""
+        columns = (
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}", style="dim"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._console, disable=self._console.quiet) as progress:
+            self._progress = progress
+            self._bars = {name: progress.add_task(name, total=total, figures="") for name, total in totals.items()}
+            try:
+                yield lambda name, count: progress.advance(self._bars[name], count)
+            finally:
+                self._progress = None
+
+    def figures(self, name: str, state: Figures) -> None:
+        """A state moved."""
+        if self._progress is not None and name in self._bars:
+            text = (
+                f"coherence {state.coherence_bits:5.2f} bit  entropy {state.entropy_bits:5.2f} bit  "
+                f"purity {state.purity:.3f}  {state.compression_ratio:.1f}x smaller"
+            )
+            self._progress.update(self._bars[name], figures=text)
+
+    def written(self, items: int, seconds: float) -> None:
+        """Everything is durable and absorbed."""
+        self._console.print(
+            f"\n{items} passages written, durable and absorbed in {seconds:.1f} s ({items / seconds:.0f}/s).",
+            markup=False,
+        )
+
+    def question(self, text: str) -> None:
+        """A question is asked."""
+        self._hops, self._is_answering = [], False
+        self._console.print()
+        self._console.print(Rule(Text(text, style="bold"), align="left"))
+
+    def frame(self, frame: ServerFrame) -> None:
+        """A frame of the answer came."""
+        match frame:
+            case ResponseRoute():
+                title = f"route, {frame.predicted_ms:.0f} ms predicted"
+                self._console.print(route_table(frame.hops, frame.not_visited, title=title))
+            case ResponseHop():
+                self._hops.append(frame)
+            case ResponseEvidence():
+                self._console.print(figures_table(self._hops, title="states of the measured nodes"))
+                self._console.print(_evidence_table(frame.items, frame.coverage))
+            case ResponseDelta():
+                if not self._is_answering:
+                    self._is_answering = True
+                    self._console.print("answer  ", style="italic", end="")
+                self._console.print(frame.text, end="", markup=False)
+            case ResponseDone():
+                if self._is_answering:
+                    self._console.print()
+                usage = frame.usage
+                first = f"first token after {usage.time_to_first_token_ms or 0:.0f} ms, "
+                self._console.print(
+                    f"[{frame.status}: {first}{usage.completion_tokens} tokens, {usage.total_ms / 1000:.1f} s in all; "
+                    f"{usage.evidence_items} of {usage.items_scanned} passages on {usage.nodes_visited} nodes]",
+                    style="dim",
+                    markup=False,
+                )
+            case _:
+                pass
+
+    def end(self, seconds: Mapping[str, float], written: Mapping[str, Any], questions: Sequence[Any]) -> None:
+        """The times of the whole story."""
+        table = Table(title="times since the start", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("what")
+        table.add_column("s", justify="right")
+        names = {"ready": "server ready", "written": "all written", "first_token": "first token", "total": "stopped"}
+        for key, name in names.items():
+            if key in seconds:
+                table.add_row(name, f"{seconds[key]:.1f}")
+        self._console.print()
+        self._console.print(table)
+        known = [question for question in questions if question["expected"]]
+        if known:
+            right = sum(question["is_right"] for question in known)
+            self._console.print(f"{right} of {len(known)} questions found their best evidence on the node that knows.")
+
+
+def _evidence_table(items: Sequence[EvidenceOut], coverage: float) -> Table:
+    title = f"evidence, coverage {coverage:.2f}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("prob.", justify="right")
+    table.add_column("")
+    table.add_column("node")
+    table.add_column("source", overflow="fold", max_width=36)
+    table.add_column("text", ratio=1)
+    for item in items:
+        source = str(item.metadata.get("source", ""))
+        text = " ".join(item.text.removeprefix(f"{source}: ").split())
+        table.add_row(f"{item.probability:.3f}", bar(item.probability), item.node, Text(source), Text(text))
+    return table
