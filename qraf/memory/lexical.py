@@ -31,7 +31,6 @@ _BITMAP_BITS = 2048
 class _Statistics:
     k1: float
     b: float
-    df: NDArray[np.int64]
     mean_length: float
     mean_norm: float
 
@@ -50,13 +49,8 @@ class Lexicon:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, without what is kept from one recall to the next."""
+        """Bytes allocated; two numbers more are kept from one recall to the next."""
         return self._vocabulary.nbytes + self._entries.nbytes + self._lengths.nbytes
-
-    @property
-    def cache_nbytes(self) -> int:
-        """Bytes of what is kept from one recall to the next."""
-        return 0 if self._statistics is None else self._statistics.df.nbytes
 
     def append(self, registers: Sequence[Register]) -> None:
         """Add items behind the others."""
@@ -91,25 +85,22 @@ class Lexicon:
         if not n or not len(terms):
             return np.zeros(n)
         statistics = self._measured(k1, b)
-        place = np.searchsorted(self._vocabulary, terms)
-        is_known = np.zeros(len(terms), bool)
-        inside = place < len(self._vocabulary)
-        is_known[inside] = self._vocabulary[place[inside]] == terms[inside]
-        df = np.zeros(len(terms))
-        df[is_known] = statistics.df[place[is_known]]
-        idf = np.log1p((n - df + 0.5) / (df + 0.5))
-        counts64 = counts.astype(np.float64)
-        norm = float(np.sqrt(np.sum(idf * counts64**2))) * statistics.mean_norm
-        if norm <= 0 or not is_known.any():
-            return np.zeros(n)
         # one look-up per entry says which of the prompt's stems it is, if any
         which = np.zeros(len(self._vocabulary), np.int32)
-        which[place[is_known]] = np.flatnonzero(is_known) + 1
+        place = np.searchsorted(self._vocabulary, terms)
+        for number, (at, term) in enumerate(zip(place.tolist(), terms.tolist(), strict=True), 1):
+            if at < len(which) and self._vocabulary[at] == term:
+                which[at] = number
         found = which[self._entries.values]
-        at = np.flatnonzero(found)
+        hits = np.flatnonzero(found)
         lengths = self._lengths.values.astype(np.int64)
-        item = np.searchsorted(np.cumsum(lengths), at, side="right")
-        item, stem, tf = _runs(item, found[at].astype(np.int64) - 1)
+        item = np.searchsorted(np.cumsum(lengths), hits, side="right")
+        item, stem, tf = _runs(item, found[hits].astype(np.int64) - 1)
+        idf = _idf(n, np.bincount(stem, minlength=len(terms)))
+        counts64 = counts.astype(np.float64)
+        norm = float(np.sqrt(np.sum(idf * counts64**2))) * statistics.mean_norm
+        if norm <= 0 or not len(item):
+            return np.zeros(n)
         weight = idf[stem] * counts64[stem] * _saturated(tf, lengths[item], statistics.mean_length, k1, b)
         return np.bincount(item, weight, minlength=n) / norm
 
@@ -136,13 +127,16 @@ class Lexicon:
         lengths = self._lengths.values.astype(np.int64)
         n = len(lengths)
         item, stem, tf = _runs(np.repeat(np.arange(n), lengths), self._entries.values.astype(np.int64))
-        df = np.bincount(stem, minlength=len(self._vocabulary))
-        idf = np.log1p((n - df + 0.5) / (df + 0.5))
+        idf = _idf(n, np.bincount(stem, minlength=len(self._vocabulary)))
         mean_length = float(lengths.mean()) if n else 0.0
         weight = np.sqrt(idf[stem]) * _saturated(tf, lengths[item], mean_length, k1, b)
         norms = np.sqrt(np.bincount(item, weight**2, minlength=n))
-        self._statistics = _Statistics(k1, b, df, mean_length, float(norms.mean()) if n else 0.0)
+        self._statistics = _Statistics(k1, b, mean_length, float(norms.mean()) if n else 0.0)
         return self._statistics
+
+
+def _idf(n: int, df: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.log1p((n - df + 0.5) / (df + 0.5))
 
 
 def _runs(

@@ -115,7 +115,7 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Everything the memory holds, really allocated, kept results of earlier recalls included."""
-        kept = self._items.lexicon.cache_nbytes + (0 if self._whitening is None else self._whitening.nbytes)
+        kept = 0 if self._whitening is None else self._whitening.nbytes
         return self._items.nbytes + self._fold.nbytes + kept
 
     # ------------------------------------------------------------------------------------------------------- writing
