@@ -1,0 +1,84 @@
+"""A server as a user starts it, `qraf serve`, in a process group of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+TOPOLOGY = """
+version: 1
+name: end-to-end
+hosts: {{front: {{cpus: 1}}}}
+nodes:
+  desk:   {{role: memory, host: front, holds: sessions}}
+  shelf:  {{role: memory, host: front, holds: [manuals]}}
+  writer: {{role: generator, url: "{url}", model: scripted}}
+links: [{{source: desk, target: [shelf, writer]}}, {{source: shelf, target: writer}}]
+ingress: desk
+routing: {{max_visits: 8, deadline_ms: 10000}}
+"""
+
+
+class Served:
+    """A running `qraf serve`: where it answers, and its processes."""
+
+    def __init__(self, url: str, process: subprocess.Popen[str]) -> None:
+        self.url, self.process = url, process
+
+    def host_pids(self) -> list[int]:
+        """Processes of Ray host actors that this server started."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any("ray::" in part and "ost" in part and "ngine" not in part for part in child.cmdline()[:1]):
+                    found.append(child.pid)
+        return found
+
+
+@contextlib.contextmanager
+def served(
+    tmp_path: Path, model_url: str, *, runtime: str, encoder: str = "wordllama", port: int = 0
+) -> Iterator[Served]:
+    """`qraf serve` on a free port; SIGTERM at the end, and it must end well."""
+    topology = tmp_path / "topology.yaml"
+    topology.write_text(TOPOLOGY.format(url=model_url) + f"defaults: {{encoder: {encoder}, rank: 16, bits: 4}}\n")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "qraf.cli", "serve", "--json", "--port", str(port)),
+            *("--topology", str(topology), "--data", str(tmp_path / "data"), "--runtime", runtime),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "QRAF_ENCODER__NAME": encoder},
+    )
+    alarm = threading.Timer(90, process.kill)
+    alarm.start()
+    try:
+        assert process.stdout is not None
+        url = next((told["url"] for line in process.stdout if "url" in (told := json.loads(line))), None)
+        alarm.cancel()
+        assert url is not None, f"the server ended with exit code {process.wait(10)}"
+        # keep reading, so that the server never waits for a full pipe
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        yield Served(url, process)
+    finally:
+        alarm.cancel()
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+    assert code == 0, f"the server ended with exit code {code}"
