@@ -153,19 +153,22 @@ class Items:
         n, before = len(items), len(self)
         seq = np.array([item.seq for item in items], np.int64)
         first = int(np.searchsorted(self.seq, seq[0])) if n else before
-        self.lexicon.append([_register(item) for item in items])
-        self._seq.append(seq)
-        self._rows.append(rows)
-        self._infidelity.append(infidelity)
-        self._at.append(np.array([item.at for item in items], np.float64))
-        self._speaker.append(np.array([self._speaker_index(item.speaker) for item in items], np.int64))
-        self._flags.append(np.array([_flags(item) for item in items], np.int64))
-        self._words.append(np.array([words(item.text) for item in items], np.int64))
-        for item in items:
-            if item.metadata:
-                self.metadata[item.seq] = msgspec.msgpack.encode(item.metadata)
-            if item.expires_at is not None:
-                self.expires_at[item.seq] = item.expires_at
+        registers = [_register(item) for item in items]  # all that can fail comes before the first column grows
+        notes = {item.seq: msgspec.msgpack.encode(item.metadata) for item in items if item.metadata}
+        added = (
+            (self._seq, seq),
+            (self._rows, rows),
+            (self._infidelity, infidelity),
+            (self._at, np.array([item.at for item in items], np.float64)),
+            (self._flags, np.array([_flags(item) for item in items], np.int64)),
+            (self._words, np.array([words(item.text) for item in items], np.int64)),
+            (self._speaker, np.array([self._speaker_index(item.speaker) for item in items], np.int64)),
+        )
+        self.lexicon.append(registers)
+        for column, values in added:
+            column.append(values)
+        self.metadata.update(notes)
+        self.expires_at.update({item.seq: item.expires_at for item in items if item.expires_at is not None})
         if first < before:
             self._take(np.argsort(self.seq, kind="stable"))
         return first

@@ -278,3 +278,15 @@ def test_whitened_amplitudes_match_the_dense_formula() -> None:
     found = {one.seq: one.score for one in memory.recall([RecallQuery(prompt(*q).prompt, k=20)])[0].evidence}
     for row, value in enumerate(amplitude):
         assert found.get(row + 1, 0.0) == pytest.approx(max(value, 0) ** 2, rel=2e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("facts", [{"role": "nobody"}, {"metadata": {"a": object()}}])
+def test_an_item_that_cannot_be_held_changes_nothing(bench: Bench, facts: dict[str, object]) -> None:
+    bench.absorb(talk())
+    before = bench.memory.figures()
+    with pytest.raises((ValueError, TypeError)):
+        bench.absorb([*talk(first_seq=20), Item(seq=30, item_id="30", text="kite", speaker="Zoe", **facts)])  # type: ignore[arg-type]
+    assert bench.memory.figures() == before
+    assert bench.ask("red kite", k=1) == [1]
+    bench.absorb(talk(first_seq=20))
+    assert len(bench.memory) == 10
