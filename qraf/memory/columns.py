@@ -21,7 +21,7 @@ def capacity(n: int) -> int:
     """The smallest rung of the ladder that holds `n` rows.
 
     >>> capacity(0), capacity(16), capacity(17), capacity(1000)
-    (0, 16, 32, 1021)
+    (0, 16, 32, 1027)
     """
     if n == 0:
         return 0
