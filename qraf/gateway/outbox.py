@@ -47,14 +47,14 @@ class Outbox:
         return self._empty.is_set()
 
     def put(self, message: Message) -> None:
-        """Add a message.
+        """Add a message. One that is alone may have any size.
 
         Raises:
             SlowReader: too many wait.
         """
         self._bytes += len(message)
         self._add(message)
-        if self._bytes > self._max_bytes:
+        if self._bytes > self._max_bytes and len(self._waiting) > 1:
             raise SlowReader
 
     def put_slot(self, slot: Slot) -> bool:
