@@ -40,12 +40,12 @@ def route_line(hops: Sequence[Hop]) -> str:
 
 
 def evidence_table(items: Sequence[EvidenceOut], title: str = "evidence", limit: int = 0, width: int = 0) -> Table:
-    """Evidence by falling probability, with its source; with the terms of the score where they were asked for."""
+    """Evidence by falling probability, the bar relative to the best; with the terms of the scores where asked for."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("prob.", justify="right")
-    table.add_column("")
+    table.add_column("probability", no_wrap=True)
     table.add_column("node")
     table.add_column("text", ratio=1)
+    most = max((item.probability for item in items), default=1.0) or 1.0
     explained = any(item.terms for item in items)
     if explained:
         table.add_column("terms")
@@ -53,8 +53,7 @@ def evidence_table(items: Sequence[EvidenceOut], title: str = "evidence", limit:
         who = f"{item.speaker}: " if item.speaker else ""
         text = who + " ".join(item.text.split())
         row: list[str | Text] = [
-            f"{item.probability:.3f}",
-            bar(item.probability),
+            f"{item.probability:.3f} {bar(item.probability / most, 6)}",
             item.node,
             Text(shorten(text, width)),
         ]
@@ -65,7 +64,7 @@ def evidence_table(items: Sequence[EvidenceOut], title: str = "evidence", limit:
 def figures_table(hops: Sequence[ResponseHop], title: str = "states") -> Table:
     """What each measured node said of its state."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("node", "items", "entropy", "coherence", "purity", "compression", "fidelity", "ms"):
+    for name in ("node", "items", "entropy", "coherence", "purity", "smaller", "fidelity", "ms"):
         table.add_column(name, justify="left" if name == "node" else "right")
     for hop in hops:
         state = hop.state

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qraf.cli.output import console, errors, guarded, print_json
-from qraf.errors import InvalidRequest, NotFound, QrafError
+from qraf.client.urls import is_loopback
+from qraf.errors import InvalidRequest, NotAllowed, NotFound, QrafError
 
 if TYPE_CHECKING:
     from qraf.network.topology import Topology
@@ -53,9 +54,10 @@ def make_settings(
     Raises:
         InvalidRequest: a value that the settings do not allow; says which, and what was needed.
     """
-    from pydantic import ValidationError
+    with _installed():
+        from pydantic import ValidationError
 
-    from qraf.settings import Settings
+        from qraf.settings import Settings
 
     chosen: dict[str, Any] = {"topology": topology, "data": data}
     chosen["gateway"] = _given(host=host, port=port)
@@ -92,25 +94,27 @@ async def running(settings: Settings, on_phase: Callable[[str], None]) -> AsyncI
     any point, what was started is stopped.
     """
     on_phase("loading the server")
-    modules = await asyncio.to_thread(_import_server)
+    load, journals, services = await asyncio.to_thread(_import_service)
     on_phase("reading the topology")
-    topology = modules.load(find_topology(settings.topology))
+    topology = load(find_topology(settings.topology))
     on_phase("opening the journal")
     settings.data.mkdir(parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
-        journal = await asyncio.to_thread(modules.journal.open, settings.journal())
+        journal = await asyncio.to_thread(journals.open, settings.journal())
         stack.callback(journal.close)
-        runtime = _runtime(settings, topology, journal)
-        service = modules.service(settings, topology, journal, runtime)
+        runtime = await asyncio.to_thread(_runtime, settings, topology, journal)
+        service = services(settings, topology, journal, runtime)
         stack.push_async_callback(service.close)
+        # while hosts start, in processes of their own, this one loads its gateway
+        gateway = asyncio.create_task(asyncio.to_thread(_import_gateway))
         follow = asyncio.create_task(_follow(runtime, on_phase))
         try:
             await service.start()
         finally:
             follow.cancel()
-            await asyncio.gather(follow, return_exceptions=True)
+            await asyncio.gather(follow, gateway, return_exceptions=True)
         on_phase("opening the gateway")
-        server = modules.server(service, settings)
+        server = gateway.result()(service, settings)
         stack.push_async_callback(server.stop)
         await server.start()
         stack.callback(on_phase, "draining")
@@ -141,6 +145,9 @@ def serve_command(
             generator_url=generator_url,
             generator_model=generator_model,
         )
+        listen = settings.gateway.host
+        if not is_loopback(f"http://[{listen}]" if ":" in listen else f"http://{listen}"):  # before anything starts
+            raise NotAllowed(f"listening on '{listen}'", "without authentication the server listens on loopback alone")
         run_loop(_serve(settings, as_json))
 
 
@@ -218,42 +225,46 @@ async def _follow(runtime: Any, on_phase: Callable[[str], None]) -> None:
         await asyncio.sleep(_PHASE_EVERY_S)
 
 
-@dataclass(frozen=True, slots=True)
-class _Modules:
-    load: Any
-    journal: Any
-    service: Any
-    server: Any
-
-
-def _import_server() -> _Modules:
-    """Half a second of imports, off the event loop.
+def _import_service() -> tuple[Any, Any, Any]:
+    """A second of imports, off the event loop.
 
     Raises:
-        QrafError: the server's packages are not installed.
+        QrafError: the server's packages are not there.
     """
-    try:
-        from qraf.gateway.server import Server
+    with _installed():
         from qraf.network.loader import load
         from qraf.sessions.service import Service
         from qraf.storage.journal import Journal
+    return load, Journal, Service
+
+
+def _import_gateway() -> Any:
+    """Another second."""
+    with _installed():
+        from qraf.gateway.server import Server
+    return Server
+
+
+@contextlib.contextmanager
+def _installed() -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("qraf"):
             raise
-        raise QrafError(
-            f"package '{error.name}' is missing; install the server with `pip install qraf[server]`"
-        ) from None
-    return _Modules(load, Journal, Service, Server)
+        what = f"package '{error.name}' is missing; install the server: pip install 'qraf[server,local]'"
+        raise QrafError(what) from None
 
 
 def _runtime(settings: Settings, topology: Topology, journal: Any) -> Any:
-    if settings.runtime.kind == "local":
-        from qraf.actors.runtime import LocalRuntime
+    with _installed():
+        if settings.runtime.kind == "local":
+            from qraf.actors.runtime import LocalRuntime
 
-        return LocalRuntime(topology, settings, journal)
-    from qraf.actors.ray_runtime import RayRuntime
+            return LocalRuntime(topology, settings, journal)
+        from qraf.actors.ray_runtime import RayRuntime
 
-    return RayRuntime(topology, settings)
+        return RayRuntime(topology, settings)
 
 
 def _given(**values: Any) -> dict[str, Any]:

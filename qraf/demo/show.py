@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from qraf.cli.render import bar, figures_table, route_table
+from qraf.cli.render import bar, figures_table, route_table, shorten
 from qraf.frames import (
     EvidenceOut,
     ResponseDelta,
@@ -48,13 +48,12 @@ class Show:
 
     @contextlib.contextmanager
     def writing(self, totals: Mapping[str, int]) -> Iterator[Callable[[str, int], None]]:
-        """A bar for each collection, with the figures of its state beside it."""
+        """A bar for each collection, with the figures of its state beside it: bits, bits, share, times smaller."""
         columns = (
             TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}", style="dim"),
-            TimeElapsedColumn(),
         )
         with Progress(*columns, console=self._console, disable=self._console.quiet) as progress:
             self._progress = progress
@@ -68,8 +67,8 @@ class Show:
         """A state moved."""
         if self._progress is not None and name in self._bars:
             text = (
-                f"coherence {state.coherence_bits:5.2f} bit  entropy {state.entropy_bits:5.2f} bit  "
-                f"purity {state.purity:.3f}  {state.compression_ratio:.1f}x smaller"
+                f"coherence {state.coherence_bits:.2f} entropy {state.entropy_bits:.2f} "
+                f"purity {state.purity:.2f} {state.compression_ratio:.1f}x"
             )
             self._progress.update(self._bars[name], figures=text)
 
@@ -106,13 +105,11 @@ class Show:
                 if self._is_answering:
                     self._console.print()
                 usage = frame.usage
-                first = f"first token after {usage.time_to_first_token_ms or 0:.0f} ms, "
-                self._console.print(
-                    f"[{frame.status}: {first}{usage.completion_tokens} tokens, {usage.total_ms / 1000:.1f} s in all; "
-                    f"{usage.evidence_items} of {usage.items_scanned} passages on {usage.nodes_visited} nodes]",
-                    style="dim",
-                    markup=False,
-                )
+                first_ms, total_s = usage.time_to_first_token_ms or 0.0, usage.total_ms / 1000
+                first = f"first token after {first_ms:.0f} ms, {total_s:.1f} s in all"
+                rested = f"{usage.evidence_items} of {usage.items_scanned} passages on {usage.nodes_visited} nodes"
+                end = f"{frame.status} ({frame.finish_reason}), {usage.completion_tokens} tokens"
+                self._console.print(f"[{end}; {first}; {rested}]", style="dim", markup=False)
             case _:
                 pass
 
@@ -136,13 +133,15 @@ class Show:
 def _evidence_table(items: Sequence[EvidenceOut], coverage: float) -> Table:
     title = f"evidence, coverage {coverage:.2f}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("prob.", justify="right")
-    table.add_column("")
+    table.add_column("probability", no_wrap=True)
     table.add_column("node")
-    table.add_column("source", overflow="fold", max_width=36)
-    table.add_column("text", ratio=1)
+    table.add_column("source and text", ratio=1)
+    most = max((item.probability for item in items), default=1.0) or 1.0
     for item in items:
         source = str(item.metadata.get("source", ""))
-        text = " ".join(item.text.removeprefix(f"{source}: ").split())
-        table.add_row(f"{item.probability:.3f}", bar(item.probability), item.node, Text(source), Text(text))
+        # the passage begins with its own name
+        said = item.text.partition(": ")[2] if item.text.startswith(source.partition("(")[0]) else item.text
+        said = shorten(" ".join(said.split()), 150)
+        text = Text.assemble((source, "bold"), " ", said)
+        table.add_row(f"{item.probability:.3f} {bar(item.probability / most, 6)}", item.node, text)
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -25,7 +26,7 @@ from qraf.frames import NetworkDelta, NetworkSnapshot, ResponseDelta, WireItem, 
 __all__ = ["QUESTIONS", "Question", "demo_command"]
 
 TOPOLOGY = Path("topologies/library.yaml")
-EVIDENCE = {"k": 6, "token_budget": 320}
+EVIDENCE = {"k": 5, "token_budget": 200}  # a short prompt: the model reads it on one core
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ async def demo_command(
     asked = [Question(text) for text in questions] or list(QUESTIONS)
     with contextlib.ExitStack() as stack:
         folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qraf-demo-")))
-        settings = make_settings(topology=TOPOLOGY, data=folder, runtime=runtime, port=0)
+        settings = make_settings(
+            topology=TOPOLOGY, data=folder, runtime=runtime, port=0, encoder_threads=min(4, os.cpu_count() or 1)
+        )
         reading = asyncio.create_task(asyncio.to_thread(_read_shelves))
         try:
             async with running(settings, lambda phase: show.phase(phase, time.monotonic() - report.begun)) as server:
@@ -111,7 +114,7 @@ async def _write(q: Client, shelves: dict[str, list[Passage]], report: _Report, 
     with show.writing({name: len(passages) for name, passages in shelves.items()}) as advance:
         async with _moving(q, report, show):
             done = await asyncio.gather(
-                *(_write_shelf(q, name, passages, advance) for name, passages in shelves.items())
+                *(_write_shelf(q, name, passages, advance, show) for name, passages in shelves.items())
             )
     seconds = time.monotonic() - begun
     report.mark("written")
@@ -128,11 +131,10 @@ async def _write(q: Client, shelves: dict[str, list[Passage]], report: _Report, 
     for name, each in zip(shelves, done, strict=True):
         if each.rejected:
             raise QrafError(f"'{name}' refused {len(each.rejected)} items: {each.rejected[0].error.detail}")
-        show.figures(name, each.state)
     show.written(items, seconds)
 
 
-async def _write_shelf(q: Client, name: str, passages: list[Passage], advance: Any) -> WriteDone:
+async def _write_shelf(q: Client, name: str, passages: list[Passage], advance: Any, show: Show) -> WriteDone:
     # the name as id: with --data a second run finds everything there already
     items = [
         WireItem(
@@ -143,7 +145,9 @@ async def _write_shelf(q: Client, name: str, passages: list[Passage], advance: A
         )
         for passage in passages
     ]
-    return await q.write(items, collection=name, progress=lambda count: advance(name, count))
+    done = await q.write(items, collection=name, progress=lambda count: advance(name, count))
+    show.figures(name, done.state)
+    return done
 
 
 @contextlib.asynccontextmanager
