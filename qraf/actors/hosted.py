@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qraf.actors.batcher import Batcher
 from qraf.actors.messages import Absorb, HostReport
+from qraf.actors.replies import raised
 from qraf.clock import Clock, SystemClock
 from qraf.errors import LimitExceeded, NodeDown, QrafError, StorageFailed
 from qraf.frames import NodeView
@@ -45,7 +46,7 @@ class NodeHealth:
 class HostedRuntime:
     """What runtimes share: batching, epochs, health, advertisements. A version says how a host is reached.
 
-    `_ask` is the only way to a host; it takes the name of a method of `Host`.
+    A version implements `_call`, `_ping`, `_engine_endpoint`, and tells with `_host_up` and `_host_down` what it knows.
     """
 
     def __init__(
@@ -191,7 +192,29 @@ class HostedRuntime:
     # ------------------------------------------------------------------------------------------------ for versions
     async def _ask(self, host: str, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         """Call a method of a host with its epoch in front; an answer from an epoch that has passed is refused."""
+        epoch, limits = self._epochs.get(host), self.settings.runtime
+        if epoch is None:
+            raise NodeDown(host, self._why_down(host))
+        if self._calls[host] >= limits.max_waiting:
+            raise LimitExceeded(f"calls to host '{host}'", limits.max_waiting, self._calls[host] + 1, 500)
+        wait_s = timeout_s or limits.call_timeout_s
+        self._calls[host] += 1
+        try:
+            answer = await self._call(host, epoch, method, args, wait_s)
+        except TimeoutError:
+            raise NodeDown(host, f"`{method}` did not answer in {wait_s:g} s") from None
+        finally:
+            self._calls[host] -= 1
+        if self._epochs.get(host) != epoch:
+            raise NodeDown(host, f"stale epoch {epoch}")
+        return raised(answer)
+
+    async def _call(self, host: str, epoch: int, method: str, args: tuple[Any, ...], timeout_s: float) -> Any:
+        """The bare call. Raises `TimeoutError`, or `NodeDown` when the host is gone."""
         raise NotImplementedError
+
+    def _why_down(self, host: str) -> str:
+        return "not up"
 
     async def _ping(self, host: str) -> HostReport:
         raise NotImplementedError

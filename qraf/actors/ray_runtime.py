@@ -21,7 +21,7 @@ from qraf.actors.processes import EngineActor, HostActor
 from qraf.actors.replies import ping, raised, reply
 from qraf.actors.supervisor import Supervisor
 from qraf.clock import Clock
-from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, QrafError
+from qraf.errors import InvalidRequest, NodeDown, QrafError
 from qraf.network.topology import HostSpec, Topology
 from qraf.settings import Settings
 from qraf.text.generator import Endpoint
@@ -227,7 +227,7 @@ class RayRuntime(HostedRuntime):
         return actor
 
     async def _take_spare(self, spec: HostSpec) -> Any:
-        """The spare, if it fits and still answers; one in the making is waited for, because it is ahead of a new one."""
+        """The spare, if it fits and still answers; one in the making is waited for: it is ahead of a new one."""
         making = self._spare
         if making is None or spec.gpus:
             return None
@@ -352,33 +352,24 @@ class RayRuntime(HostedRuntime):
             self.health[spec.name] = NodeHealth(up=up, epoch=epoch)
 
     # ------------------------------------------------------------------------------------------------ asking
-    async def _ask(self, host: str, method: str, *args: Any, timeout_s: float | None = None) -> Any:
-        epoch, actor = self._epochs.get(host), self._actors.get(host)
-        if epoch is None or actor is None:
-            charge = self.supervisor.charges[host]
-            raise NodeDown(host, charge.reason or charge.phase)
-        limits = self.settings.runtime
-        if self._calls[host] >= limits.max_waiting:
-            raise LimitExceeded(f"calls to host '{host}'", limits.max_waiting, self._calls[host] + 1, 500)
-        self._calls[host] += 1
-        call = actor.call.options(concurrency_group=_GROUP_OF.get(method, "read")).remote
+    async def _call(self, host: str, epoch: int, method: str, args: tuple[Any, ...], timeout_s: float) -> Any:
+        call = self._actors[host].call.options(concurrency_group=_GROUP_OF.get(method, "read")).remote
         answer: asyncio.Task[Any] = asyncio.ensure_future(reply(call(method, epoch, *args)))
         gone = self._gone[host]
         try:
-            wait_s = timeout_s or limits.call_timeout_s
-            await asyncio.wait({answer, gone}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise NodeDown(host, "given up" if gone.done() else f"`{method}` did not answer in {wait_s:g} s")
-            value = answer.result()
+            await asyncio.wait({answer, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise TimeoutError if not gone.done() else NodeDown(host, "given up")
         except RayError as error:
             self._lost(host, epoch, type(error).__name__)
             raise NodeDown(host, type(error).__name__) from None
         finally:
             answer.cancel()
-            self._calls[host] -= 1
-        if self._epochs.get(host) != epoch:
-            raise NodeDown(host, f"stale epoch {epoch}")
-        return raised(value)
+
+    def _why_down(self, host: str) -> str:
+        charge = self.supervisor.charges[host]
+        return charge.reason or charge.phase
 
     async def _ping(self, host: str) -> HostReport:
         actor = self._actors.get(host)

@@ -182,20 +182,10 @@ class LocalRuntime(HostedRuntime):
         if self._engine is not None:
             self._engine.stop()
 
-    async def _ask(self, host: str, method: str, *args: Any, timeout_s: float | None = None) -> Any:
-        epoch = self._epochs.get(host)
-        if epoch is None:
-            raise NodeDown(host, "not up")
-        call = getattr(self._hosts[host], method)
+    async def _call(self, host: str, epoch: int, method: str, args: tuple[Any, ...], timeout_s: float) -> Any:
         pool = self._threads.get(method, self._threads[""])
-        self._calls[host] += 1
-        try:
-            work = asyncio.get_running_loop().run_in_executor(pool, call, epoch, *args)
-            return await asyncio.wait_for(work, timeout_s or self.settings.runtime.call_timeout_s)
-        except TimeoutError:
-            raise NodeDown(host, f"`{method}` did not answer in time") from None
-        finally:
-            self._calls[host] -= 1
+        work = asyncio.get_running_loop().run_in_executor(pool, getattr(self._hosts[host], method), epoch, *args)
+        return await asyncio.wait_for(work, timeout_s)
 
     async def _ping(self, host: str) -> HostReport:
         report = self._hosts[host].ping()

@@ -1,0 +1,134 @@
+"""Hosts that are killed or frozen in the middle of work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from qraf.errors import NodeDown, QrafError
+from qraf.records import NodeAnswer
+from qraf.storage.journal import Journal
+from tests.actors import samples
+from tests.actors.samples import FACTS, commit, visit
+
+if TYPE_CHECKING:
+    from qraf.actors.ray_runtime import RayRuntime
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+
+
+@pytest_asyncio.fixture
+async def runtime(ray_cluster: None, tmp_path: Path) -> AsyncIterator[RayRuntime]:
+    from qraf.actors.ray_runtime import RayRuntime
+
+    settings = samples.settings(tmp_path, probe_every_s=0.2, probe_timeout_s=1.0)
+    runtime = RayRuntime(samples.topology(), settings, encoder=samples.encoder)
+    await runtime.start()
+    yield runtime
+    await runtime.close()
+
+
+@pytest.fixture
+def journal(runtime: RayRuntime) -> Journal:
+    return Journal.open(runtime.settings.journal())
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110  what is waited for is another process
+        await asyncio.sleep(0.02)
+
+
+async def ask(runtime: RayRuntime, memory: str, k: int = 1000) -> NodeAnswer:
+    """Recall everything, as often as it takes."""
+    while True:
+        async for answer in runtime.recall([visit("desk", memory, "fact", k=k)]):
+            if not answer.error:
+                return answer
+        await asyncio.sleep(0.05)
+
+
+async def persist(call: Callable[[], Awaitable[object]]) -> int:
+    """Call until it works; how often it did not."""
+    failures = 0
+    while True:
+        try:
+            await call()
+            return failures
+        except NodeDown:
+            failures += 1
+            await asyncio.sleep(0.05)
+
+
+async def test_a_killed_host_loses_nothing_that_was_committed(runtime: RayRuntime, journal: Journal) -> None:
+    before = runtime.health["desk"].epoch
+    committed: list[int] = []
+
+    async def write(writer: int) -> int:
+        failures = 0
+        for n in range(30):
+            items = await asyncio.to_thread(commit, journal, "s/ann", [f"fact {n} of {writer}"], f"{writer}-{n}-")
+            committed.extend(item.seq for item in items)
+            failures += await persist(lambda items=items: runtime.absorb("desk", "s/ann", items))  # type: ignore[misc]
+        return failures
+
+    writers = [asyncio.create_task(write(writer)) for writer in range(3)]
+    await until(lambda: len(committed) >= 20)
+    os.kill(runtime._reports["front"].pid, signal.SIGKILL)
+    await asyncio.gather(*writers)
+    answer = await ask(runtime, "s/ann")
+    assert {one.seq for one in answer.evidence} == set(committed)
+    assert answer.items_scanned == len(committed) == 90
+    assert runtime.health["desk"].epoch > before
+    assert runtime.restarts["front"] == 1
+    assert runtime.restarts["back"] == 0
+
+
+async def test_items_whose_absorb_died_with_the_host_are_there_without_another_write(
+    runtime: RayRuntime, journal: Journal
+) -> None:
+    items = await asyncio.to_thread(commit, journal, "s/ann", list(FACTS))
+    os.kill(runtime._reports["front"].pid, signal.SIGKILL)
+    with contextlib.suppress(QrafError):
+        await runtime.absorb("desk", "s/ann", items)
+    answer = await ask(runtime, "s/ann")
+    assert answer.items_scanned == len(FACTS)
+
+
+async def test_a_frozen_host_is_given_up_and_its_successor_answers(runtime: RayRuntime, journal: Journal) -> None:
+    items = await asyncio.to_thread(commit, journal, "s/ann", list(FACTS))
+    await runtime.absorb("desk", "s/ann", items)
+    old = runtime._reports["front"]
+    os.kill(old.pid, signal.SIGSTOP)
+    late = asyncio.create_task(runtime.figures("desk", "s/ann"))
+    try:
+        await until(lambda: runtime.health["desk"].epoch > old.epoch and runtime.health["desk"].up)
+        with pytest.raises(NodeDown):
+            await late
+        answer = await ask(runtime, "s/ann")
+        assert answer.items_scanned == len(FACTS)
+        assert runtime._reports["front"].pid != old.pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(old.pid, signal.SIGCONT)
+
+
+async def test_when_every_host_is_killed_again_and_again_it_comes_back(runtime: RayRuntime, journal: Journal) -> None:
+    items = await asyncio.to_thread(commit, journal, "s/ann", list(FACTS))
+    await runtime.absorb("desk", "s/ann", items)
+    for _ in range(2):
+        epochs = {host: report.epoch for host, report in runtime._reports.items()}
+        for report in list(runtime._reports.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(report.pid, signal.SIGKILL)
+        await until(lambda epochs=epochs: all(runtime._epochs.get(host, 0) > epochs[host] for host in epochs))  # type: ignore[misc]
+        assert (await ask(runtime, "s/ann")).items_scanned == len(FACTS)
+        assert len(await runtime.encode(["prompt"])) == 1
+    assert set(runtime.restarts.values()) == {2}
