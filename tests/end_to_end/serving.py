@@ -20,7 +20,7 @@ name: end-to-end
 hosts: {{front: {{cpus: 1}}}}
 nodes:
   desk:   {{role: memory, host: front, holds: sessions}}
-  shelf:  {{role: memory, host: front, holds: [manuals]}}
+  shelf:  {{role: memory, host: front, holds: [manuals, notes]}}
   writer: {{role: generator, url: "{url}", model: scripted}}
 links: [{{source: desk, target: [shelf, writer]}}, {{source: shelf, target: writer}}]
 ingress: desk
