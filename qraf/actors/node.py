@@ -11,13 +11,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from qraf.actors.held import Encode, Held
 from qraf.clock import Clock, SystemClock
 from qraf.errors import InvalidRequest, LimitExceeded, NotFound
 from qraf.memory.memory import Memory, Recollection, code_bytes
@@ -26,50 +26,12 @@ from qraf.network.topology import NodeSpec, Topology
 from qraf.records import Advertisement, Evidence, Figures, ForgetReceipt, Item, NodeStats, RecallQuery
 from qraf.storage.journal import Journal
 
-__all__ = ["Encode", "Node"]
+__all__ = ["Node"]
 
 _log = logging.getLogger(__name__)
 
 _PAGE = 512  # items read from the journal at a time
 _ITEM_OVERHEAD_BYTES = 128  # lexical register and bookkeeping of an item, estimated from above for the capacity check
-
-
-class Encode(Protocol):
-    """Texts to amplitudes (n, d); `dim` is d. Waits for its turn; any thread may call."""
-
-    @property
-    def name(self) -> str:
-        """The encoder's name."""
-        ...
-
-    @property
-    def dim(self) -> int:
-        """Number of amplitudes."""
-        ...
-
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Amplitudes, unit rows."""
-        ...
-
-
-@dataclass(eq=False, slots=True)
-class _Held:
-    """A memory in this process, its lock, and how far it has read the journal."""
-
-    memory: Memory
-    is_shared: bool  # a collection: kept; a session may be evicted and rebuilt
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    synced_seq: int = 0
-    is_stale: bool = True
-    is_gone: bool = False  # evicted or dropped while somebody waited for the lock
-    revision: int = 0
-    figures: Figures | None = None
-    items: int = 0
-    bytes: int = 0
-
-    def measure(self) -> None:
-        """Note the size, under the lock, so that counters can be read without it."""
-        self.items, self.bytes = len(self.memory), self.memory.nbytes
 
 
 class Node:
@@ -97,7 +59,7 @@ class Node:
         self.spec, self._topology, self._encode, self._journal = spec, topology, encode, journal
         self._clock = clock or SystemClock()
         self._store_codes = store_codes or journal.put_codes
-        self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently used first
+        self._held: OrderedDict[str, Held] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()  # guards _held and the counters; never held while a memory works
         self._revision = 0
         self._written = self._recalled = 0
@@ -256,13 +218,13 @@ class Node:
         kind, _, name = memory.partition("/")
         return kind == "c" or session_node(self._topology, name) == self.spec.name
 
-    def _open(self, memory: str, *, create: bool, refresh: bool = False) -> _Held | None:
+    def _open(self, memory: str, *, create: bool, refresh: bool = False) -> Held | None:
         """The memory, caught up with the journal; None when there is nothing and `create` is false."""
         while True:
             with self._lock:
                 held = self._held.get(memory)
                 if held is None:
-                    held = _Held(self._new_memory(memory), is_shared=memory.startswith("c/"))
+                    held = Held(self._new_memory(memory), is_shared=memory.startswith("c/"))
                     self._held[memory] = held
                 self._held.move_to_end(memory)
             with held.lock:
@@ -289,7 +251,7 @@ class Node:
             clock=self._clock,
         )
 
-    def _catch_up(self, memory: str, held: _Held) -> None:
+    def _catch_up(self, memory: str, held: Held) -> None:
         """Absorb what the journal has after `synced_seq`, from stored codes where there are any."""
         width = code_bytes(self._encode.dim, self.spec.bits)
         while True:
@@ -324,7 +286,7 @@ class Node:
                 rows[row] = _given(item, dim)
         return rows
 
-    def _take_in(self, held: _Held, items: Sequence[Item], amplitudes: NDArray[np.float32]) -> None:
+    def _take_in(self, held: Held, items: Sequence[Item], amplitudes: NDArray[np.float32]) -> None:
         """Absorb under the memory's lock, in order of seq, and store the codes that are new."""
         known = held.memory.seqs
         keep = sorted((row for row, item in enumerate(items) if item.seq not in known), key=lambda row: items[row].seq)
@@ -373,20 +335,20 @@ class Node:
                     one.lock.release()
             return total
 
-    def _let_go(self, memory: str, held: _Held) -> None:
+    def _let_go(self, memory: str, held: Held) -> None:
         held.is_gone = True
         with self._lock:
             if self._held.get(memory) is held:
                 del self._held[memory]
 
-    def _changed(self, held: _Held) -> None:
+    def _changed(self, held: Held) -> None:
         held.figures = None
         held.measure()
         with self._lock:
             self._revision += 1
             held.revision = self._revision
 
-    def _figures(self, held: _Held) -> Figures:
+    def _figures(self, held: Held) -> Figures:
         if held.figures is None:
             held.figures = held.memory.figures()
         return held.figures

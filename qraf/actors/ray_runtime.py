@@ -19,6 +19,7 @@ from qraf.actors.hosted import HostedRuntime, NodeHealth
 from qraf.actors.messages import HostReport, Spell
 from qraf.actors.processes import EngineActor, HostActor
 from qraf.actors.replies import ping, raised, reply
+from qraf.actors.spare import Spare
 from qraf.actors.supervisor import Supervisor
 from qraf.clock import Clock
 from qraf.errors import InvalidRequest, NodeDown, QrafError
@@ -36,7 +37,6 @@ _log = logging.getLogger(__name__)
 _ENGINE = "embedded engine"  # its name in the supervisor's books; no host can be called so
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
-_SPARE_PAUSE_S = 15.0  # after one that did not start
 _GROUPS = {"read": 12, "write": 8, "control": 2}  # threads: reading never waits behind writing, a probe behind neither
 _GROUP_OF = {"absorb": "write", "forget": "write", "drop": "write", "adopt": "control"}
 
@@ -73,8 +73,7 @@ class RayRuntime(HostedRuntime):
         self._actors: dict[str, Any] = {}
         self._gone: dict[str, asyncio.Future[None]] = {}  # done when the host of that name is given up
         self._engine_at: Endpoint | None = None
-        self._spare: asyncio.Task[Any] | None = None  # makes an actor, or has made it
-        self._spare_at = 0.0
+        self._spare: Spare[Any] = Spare(lambda: self._create_host(None), self._clock)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._owns_ray = False
@@ -115,11 +114,10 @@ class RayRuntime(HostedRuntime):
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        spare = await self._spare.close()
         await self._close_batchers()
         if stop_hosts if stop_hosts is not None else not self.settings.runtime.address:
-            actors = list(self._actors.values())
-            if self._spare is not None and not self._spare.cancelled() and self._spare.exception() is None:
-                actors.append(self._spare.result())
+            actors = [*self._actors.values(), *([spare] if spare is not None else [])]
             await asyncio.gather(*(self._stop(actor) for actor in actors))
         for host in list(self._epochs):
             self._host_down(host)
@@ -227,20 +225,14 @@ class RayRuntime(HostedRuntime):
         return actor
 
     async def _take_spare(self, spec: HostSpec) -> Any:
-        """The spare, if it fits and still answers; one in the making is waited for: it is ahead of a new one."""
-        making = self._spare
-        if making is None or spec.gpus:
-            return None
-        self._spare = None
-        try:
-            actor = await making
-        except (RayError, TimeoutError, QrafError):
-            return None
-        try:
-            await ping(actor, self.settings.runtime.probe_timeout_s)
-        except (RayError, TimeoutError):
-            await self._kill(actor)
-            return None
+        """The spare, if it fits and still answers."""
+        actor = None if spec.gpus else await self._spare.take()
+        if actor is not None:
+            try:
+                await ping(actor, self.settings.runtime.probe_timeout_s)
+            except (RayError, TimeoutError):
+                await self._kill(actor)
+                return None
         return actor
 
     async def _attach(self) -> None:
@@ -290,7 +282,8 @@ class RayRuntime(HostedRuntime):
             for charge in list(self.supervisor.charges.values()):
                 if charge.phase == "up" and not self._is_probing(charge.name):
                     self._own(self._probe(charge.name, charge.epoch), f"probe {charge.name}")
-            self._keep_spare()
+            if limits.spare_hosts and all(one.phase == "up" for one in self.supervisor.charges.values()):
+                self._spare.keep()  # only then: it must not slow down what is needed
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), limits.probe_every_s)
 
@@ -310,19 +303,6 @@ class RayRuntime(HostedRuntime):
                 self._given_up(name, epoch, "hangs")
         except RayError as error:
             self._lost(name, epoch, type(error).__name__)
-
-    def _keep_spare(self) -> None:
-        """Make a spare when there is none; first things first: not while something else starts."""
-        if not self.settings.runtime.spare_hosts:
-            return
-        making = self._spare
-        if making is not None and making.done() and (making.cancelled() or making.exception() is not None):
-            _log.warning("no spare host: %s", "cancelled" if making.cancelled() else making.exception())
-            self._spare = None
-            self._spare_at = self._clock.monotonic() + _SPARE_PAUSE_S
-        is_calm = all(charge.phase == "up" for charge in self.supervisor.charges.values())
-        if self._spare is None and is_calm and self._clock.monotonic() >= self._spare_at:
-            self._spare = self._own(self._create_host(None), "spare")
 
     def _lost(self, name: str, epoch: int, reason: str) -> None:
         if self.supervisor.lost(name, epoch, reason):
@@ -401,15 +381,14 @@ class RayRuntime(HostedRuntime):
             with contextlib.suppress(RayError, ValueError):
                 await asyncio.get_running_loop().run_in_executor(self._lookups, partial(ray.kill, actor))
 
-    def _own(self, work: Coroutine[Any, Any, Any], name: str | None = None) -> asyncio.Task[Any]:
+    def _own(self, work: Coroutine[Any, Any, Any], name: str | None = None) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
-        return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and task is not self._spare:
+        if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("task %s failed", task.get_name(), exc_info=error)
 
     def _is_probing(self, name: str) -> bool:

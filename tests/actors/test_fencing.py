@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import qraf.actors.host  # noqa: F401  torch is imported before the clock of a test starts
 from qraf.actors.messages import Spell
 from qraf.actors.runtime import LocalRuntime
 from qraf.errors import NodeDown
@@ -67,11 +68,7 @@ async def test_a_host_that_is_down_is_told_visit_by_visit_and_prompts_go_to_anot
     await runtime.absorb("desk", "s/ann", commit(journal, "s/ann", FACTS))
     runtime._host_down("back")
     assert len(await runtime.encode(["still there"])) == 1
-    visits = [
-        visit("desk", "s/ann", "parrot"),
-        visit("shelf", "c/notes", "parrot"),
-        visit("attic", "c/notes", "parrot"),
-    ]
+    visits = [visit("desk", "s/ann", "parrot"), *(visit(node, "c/notes", "parrot") for node in ("shelf", "attic"))]
     answers = {one.node: one.error async for one in runtime.recall(visits)}
     assert answers["desk"] == ""
     assert "'back' is down" in answers["shelf"]
