@@ -47,7 +47,6 @@ def make_settings(
     runtime: str | None = None,
     generator_url: str | None = None,
     generator_model: str | None = None,
-    encoder_threads: int | None = None,
 ) -> Settings:
     """The settings of these choices, of `QRAF_...` variables where there is no choice, and of defaults.
 
@@ -63,7 +62,6 @@ def make_settings(
     chosen["gateway"] = _given(host=host, port=port)
     chosen["runtime"] = _given(kind=runtime)
     chosen["generator"] = _given(url=generator_url, model=generator_model)
-    chosen["encoder"] = _given(threads=encoder_threads)
     try:
         return Settings(**{key: value for key, value in chosen.items() if value})
     except ValidationError as error:

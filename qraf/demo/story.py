@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -81,9 +80,7 @@ async def demo_command(
     asked = [Question(text) for text in questions] or list(QUESTIONS)
     with contextlib.ExitStack() as stack:
         folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qraf-demo-")))
-        settings = make_settings(
-            topology=TOPOLOGY, data=folder, runtime=runtime, port=0, encoder_threads=min(4, os.cpu_count() or 1)
-        )
+        settings = make_settings(topology=TOPOLOGY, data=folder, runtime=runtime, port=0)
         reading = asyncio.create_task(asyncio.to_thread(_read_shelves))
         try:
             async with running(settings, lambda phase: show.phase(phase, time.monotonic() - report.begun)) as server:
@@ -145,7 +142,8 @@ async def _write_shelf(q: Client, name: str, passages: list[Passage], advance: A
         )
         for passage in passages
     ]
-    done = await q.write(items, collection=name, progress=lambda count: advance(name, count))
+    # small frames, few at a time: the states are seen to move
+    done = await q.write(items, collection=name, batch=16, window=2, progress=lambda count: advance(name, count))
     show.figures(name, done.state)
     return done
 
