@@ -10,9 +10,13 @@ threads, in one process with nothing else. Both runs alternate and the medians a
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import statistics
+import sysconfig
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from benchmarks.harness import device_line, print_table, write_json
 from benchmarks.serving import serving
@@ -31,12 +35,21 @@ ingress: notes
 
 def texts(count: int) -> list[str]:
     """`count` different pieces of real text of a turn's length, deterministic."""
-    from qraf.demo.corpus import collect
-
-    found = [passage.text for passage in collect("stdlib", limit=count)]
+    found = [text for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")) for text in _docstrings(path)]
+    found = list(dict.fromkeys(found))
     if len(found) < count:
         raise SystemExit(f"only {len(found)} texts on this machine; use --items {len(found)}")
     return found[:count]
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    tree = ast.parse(path.read_text(errors="replace"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            doc = ast.get_docstring(node) or ""
+            first = " ".join(doc.split("\n\n")[0].split())
+            if len(first) > 40:
+                yield first
 
 
 def encoder_rate(items: list[str], threads: int) -> float:

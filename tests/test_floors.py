@@ -21,7 +21,7 @@ FLOORS = {
 LIGHT = {"client"}
 MAY_IMPORT_RAY = {"actors/ray_runtime.py", "actors/services.py"}
 # a process that only serves frames must not pay for torch
-MAY_IMPORT_TORCH = ("states/", "memory/", "text/encoder.py", "actors/node.py", "actors/host.py")
+MAY_IMPORT_TORCH = ("states/", "memory/", "text/encoder.py", "actors/processes.py")
 
 
 def place(path: Path) -> str:
