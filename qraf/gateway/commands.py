@@ -66,11 +66,9 @@ def _write(frame: Write, limits: LimitSettings) -> None:
         raise InvalidRequest("must hold at least one item", "/items")
     if len(frame.items) > limits.max_items_per_write:
         raise LimitExceeded("max_items_per_write", limits.max_items_per_write, len(frame.items))
-    for index, item in enumerate(frame.items):
+    for index, item in enumerate(frame.items):  # the rest of an item is refused alone, by the write
         if item.metadata:
-            _metadata(item.metadata, f"/items/{index}/metadata", limits)
-        if item.ttl_s is not None:
-            check_number(item.ttl_s, f"/items/{index}/ttl_s", 0.001, 100 * _YEAR_S)
+            check_value(item.metadata, f"/items/{index}/metadata")
 
 
 def _metadata(metadata: dict[str, object], pointer: str, limits: LimitSettings) -> None:

@@ -174,13 +174,16 @@ class Deaf:
 
 
 async def test_a_client_that_never_reads_is_let_go_and_holds_nobody_up(model) -> None:
-    async with serving(model, outbox_frames=16, send_timeout_s=0.5) as server, Wire(server.url) as wire:
+    async with (
+        serving(model, outbox_frames=16, outbox_bytes=65536, send_timeout_s=0.5) as server,
+        Wire(server.url) as wire,
+    ):
         gate = server.app.state.gate
         await wire.ask({"type": "session.open", "id": "1", "session": "s"})
-        items = [{"text": f"word {i} " + "x" * 19_000} for i in range(50)]
+        items = [{"text": f"word {i} " + "x" * 19_000} for i in range(10)]
         await wire.ask({"type": "write", "id": "2", "session": "s", "items": items})
         async with Deaf(server) as deaf:
-            for i in range(60):
+            for i in range(40):
                 await deaf.ws.send(
                     json.dumps({"type": "recall", "id": str(i), "session": "s", "text": "word", "k": 50})
                 )
