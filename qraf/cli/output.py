@@ -57,6 +57,8 @@ def run(work: Coroutine[Any, Any, T], as_json: bool = False) -> T:
             return asyncio.run(work)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        except asyncio.CancelledError:  # SIGTERM, where the command listens to it
+            raise typer.Exit(143) from None
 
 
 def _facts(error: QrafError) -> dict[str, Any]:

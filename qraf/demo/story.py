@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -70,11 +71,14 @@ async def demo_command(
 ) -> None:
     """Run the demonstration in this process and end; with JSON, print one object at the end.
 
-    Cancel (Ctrl-C): safe; server, hosts and temporary files are gone afterwards.
+    Cancel (Ctrl-C, SIGTERM): safe; server, hosts and temporary files are gone afterwards.
 
     Raises:
         QrafError: a part did not start, or an answer failed.
     """
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     report = _Report()
     show = Show(Console(quiet=as_json, highlight=False))
     asked = [Question(text) for text in questions] or list(QUESTIONS)
@@ -151,6 +155,7 @@ async def _write_shelf(q: Client, name: str, passages: list[Passage], advance: A
 @contextlib.asynccontextmanager
 async def _moving(q: Client, report: _Report, show: Show) -> AsyncIterator[None]:
     """For the length of the block, note and show what the nodes tell of their states."""
+    versions: dict[str, int] = {}
 
     async def follow() -> None:
         async for frame in q.watch("network", every_ms=250):
@@ -158,8 +163,9 @@ async def _moving(q: Client, report: _Report, show: Show) -> AsyncIterator[None]
                 continue
             for view in frame.nodes:
                 state = view.state
-                if view.role != "memory" or not state.items:
+                if not state.items or versions.get(view.node) == state.version:
                     continue
+                versions[view.node] = state.version
                 show.figures(view.node, state)
                 report.moving.append(
                     {
