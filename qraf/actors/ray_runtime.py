@@ -44,6 +44,11 @@ _HostActor: Any = ray.remote(concurrency_groups=_GROUPS)(HostActor)
 _EngineActor: Any = ray.remote(max_concurrency=4)(EngineActor)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Ray warns that it sets no SIGTERM handler outside of the main thread: that is as it should be, it is not ours."""
+    return "SIGTERM handler" not in record.getMessage()
+
+
 class RayRuntime(HostedRuntime):
     """Every host an actor; starts a Ray of its own, or joins the cluster at `settings.runtime.address`.
 
@@ -134,22 +139,21 @@ class RayRuntime(HostedRuntime):
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         if ray.is_initialized():
             return
-        logger = logging.getLogger("ray")
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.ERROR)  # else it warns that this is not the main thread
         limits = self.settings.runtime
         self._owns_ray = True
-        if limits.address:
-            ray.init(address=limits.address, namespace=limits.namespace, configure_logging=False, log_to_driver=False)
-            return
-        ray.init(
-            num_cpus=max(4, len(self.topology.hosts) + 2),  # logical; the actors ask for none
-            include_dashboard=False,
-            object_store_memory=limits.object_store_bytes,
-            configure_logging=False,
-            log_to_driver=False,
-            namespace=limits.namespace,
-        )
+        options: dict[str, Any] = {"address": limits.address}
+        if not limits.address:
+            options = {
+                "num_cpus": max(4, len(self.topology.hosts) + 2),  # logical; the actors ask for none
+                "include_dashboard": False,
+                "object_store_memory": limits.object_store_bytes,
+            }
+        logger = logging.getLogger("ray._private.worker")
+        logger.addFilter(_is_news)
+        try:
+            ray.init(configure_logging=False, log_to_driver=False, namespace=limits.namespace, **options)
+        finally:
+            logger.removeFilter(_is_news)
 
     # ------------------------------------------------------------------------------------------------ starting
     async def _bring_up(self, name: str) -> None:
