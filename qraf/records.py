@@ -210,10 +210,11 @@ class NodeAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Advertisement:
-    """What a memory tells the router: a 2048-bit lexical bitmap and the int8 mean state, 644 bytes at d = 384.
+    """What a memory tells the router: a 2048-bit lexical bitmap, the int8 mean state, two times: 660 bytes at d = 384.
 
     `bitmap` (256 bytes) has bit `term_id % 2048` set for every stem; `centroid` is int8 (d,), times `scale` the mean of
-    the item amplitudes. `items` and `version` are bookkeeping beside it.
+    the item amplitudes. `items` and `version` are bookkeeping beside it. `first_at`, `last_at` are the times of the
+    oldest and the newest item, for prompts that name a date; both 0 where they are not told.
     """
 
     node: str
@@ -223,6 +224,8 @@ class Advertisement:
     scale: float
     items: int = 0
     version: int = 0
+    first_at: float = 0.0
+    last_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,18 @@
-"""How well each memory responds to a prompt, judged from the 644 bytes that it advertises.
+"""How well each memory responds to a prompt, judged from the 660 bytes that it advertises.
 
-Two parts, each a z-score over the memories that the prompt addresses:
+    relevance = z(lexical) + DENSE_SHARE z(dense) + CLOCK_GAIN clock,    z: standard score over the addressed memories
 
 lexical   the share of the prompt's stems whose bit the memory's bitmap has, each stem weighted by
-          idf = ln((1 + N) / (1 + df)), df the number of the N bitmaps that have it
+          idf = ln((1 + N) / (1 + df)), df the number of the N bitmaps that have it, and by NAME_WEIGHT where it
+          belongs to the name of a participant
 dense     the cosine of the prompt with the memory's mean state, both whitened by the pooled state:
           <q| M |c> / (|M^(1/2) q| |M^(1/2) c|),  M = rho_eps^(-2a),  rho_eps = (1 - eps) rho + eps I / d
-
-    relevance = z(lexical) + DENSE_SHARE * z(dense)
+clock     for prompts that name a date, how near the memory's time span is to it, 0 to 1 (`dates`)
 
 rho is the nodes' sketches merged (`pooled`), its missing trace spread evenly; until one has come, it is the mixture of
 the advertised mean states, which is what the sketches hold between memories. Fewer than three memories have no
-meaningful z-scores; then the parts are added as they are. The lexical part is the stronger one; with
-the dense part at full weight eight visits lose up to a point of recall more (benchmarks/README.md).
+meaningful z-scores; then the parts are added as they are. The constants were chosen on locomo-dev; all of them have
+neighbours that do as well (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qraf.errors import InvalidState
+from qraf.network.dates import nearness
 from qraf.records import Advertisement, Prompt
 from qraf.states.envelope import unseal
+from qraf.text.lexicon import term_ids
 
-__all__ = ["BITMAP_BYTES", "DENSE_SHARE", "Advertised", "Relevance"]
+__all__ = ["BITMAP_BYTES", "Advertised", "Relevance"]
 
 BITMAP_BYTES = 256
-DENSE_SHARE = 0.5
+_BITS = 8 * BITMAP_BYTES
+DENSE_SHARE, CLOCK_GAIN, NAME_WEIGHT = 0.4, 3.0, 2.0
 EPS, POWER = 0.5, 0.5
 _FEWEST = 3
 MAX_ADVERTISEMENTS = 65_536  # 0.7 KB each; the one not renewed for longest goes first
@@ -44,13 +47,14 @@ Floats = NDArray[np.float64]
 class Relevance:
     """One number for each memory that was asked about, and its parts; a memory that has not advertised is average.
 
-    `lexical`, `dense` are the parts as they came, NaN where unknown; `total` is their weighted sum of z-scores. `items`
-    is how many items a memory said it holds, -1 where it has said nothing.
+    `lexical`, `dense`, `clock` are the parts as they came, NaN where unknown; `total` joins them. `items` is how many
+    items a memory said it holds, -1 where it has said nothing.
     """
 
     total: Floats
     lexical: Floats
     dense: Floats
+    clock: Floats
     items: NDArray[np.int64]
 
 
@@ -65,6 +69,7 @@ class Advertised:
         self._centroid = np.zeros((0, dim), np.int8)
         self._scale = np.zeros(0, np.float32)
         self._items = np.zeros(0, np.int64)
+        self._span = np.zeros((0, 2))  # times of the oldest and the newest item
         self._norm = np.zeros(0, np.float32)  # |M^(1/2) c| in units of the row's scale; 0: to be computed
         self._pooled: Floats | None = None
         self._whitening: NDArray[np.float32] | None = None
@@ -90,6 +95,7 @@ class Advertised:
             self._bitmap[row] = np.frombuffer(ad.bitmap, np.uint8)
             self._centroid[row] = np.frombuffer(ad.centroid, np.int8)
             self._scale[row], self._items[row], self._norm[row] = ad.scale, ad.items, 0.0
+            self._span[row] = ad.first_at, ad.last_at
             self._changed += 1
 
     def pooled(self, sketch: bytes) -> None:
@@ -120,24 +126,27 @@ class Advertised:
         rows = np.fromiter((self._row.get(key, -1) for key in keys), np.int64, len(keys))
         known = rows >= 0
         rows = rows[known]
-        total, lexical, dense = np.zeros(len(keys)), np.full(len(keys), np.nan), np.full(len(keys), np.nan)
-        items = np.full(len(keys), -1, np.int64)
+        total, items = np.zeros(len(keys)), np.full(len(keys), -1, np.int64)
+        lexical, dense, clock = (np.full(len(keys), np.nan) for _ in range(3))
         if len(rows):
             items[known] = self._items[rows]
             lexical[known] = self._lexical(prompt, rows)
             dense[known] = self._dense(prompt, rows)
+            clock[known] = nearness(prompt.dates, self._span[rows, 0], self._span[rows, 1])
             scores = _z if len(rows) >= _FEWEST else np.asarray
-            total[known] = scores(lexical[known]) + DENSE_SHARE * scores(dense[known])
-        return Relevance(total, lexical, dense, items)
+            total[known] = scores(lexical[known]) + DENSE_SHARE * scores(dense[known]) + CLOCK_GAIN * clock[known]
+        return Relevance(total, lexical, dense, clock, items)
 
     def _lexical(self, prompt: Prompt, rows: NDArray[np.int64]) -> Floats:
-        positions = np.unique(prompt.terms % (8 * BITMAP_BYTES)).astype(np.int64)
+        positions = np.unique(prompt.terms % _BITS).astype(np.int64)
         if not len(positions):
             return np.zeros(len(rows))
         has = self._bitmap[np.ix_(rows, positions >> 3)] >> (positions & 7).astype(np.uint8) & 1
-        idf = np.log((1 + len(rows)) / (1 + has.sum(0, dtype=np.int64)))
-        whole = float(idf.sum())
-        return has @ idf / whole if whole > 0 else np.zeros(len(rows))
+        weight = np.log((1 + len(rows)) / (1 + has.sum(0, dtype=np.int64)))  # idf
+        for name in prompt.named:
+            weight[np.isin(positions, term_ids(name)[0] % _BITS)] *= NAME_WEIGHT
+        whole = float(weight.sum())
+        return has @ weight / whole if whole > 0 else np.zeros(len(rows))
 
     def _dense(self, prompt: Prompt, rows: NDArray[np.int64]) -> Floats:
         whitening = self._whiten()
@@ -188,7 +197,7 @@ class Advertised:
 
     def _grow(self) -> None:
         old, new = len(self._scale), max(64, 2 * len(self._scale))
-        for name in ("_bitmap", "_centroid", "_scale", "_items", "_norm"):
+        for name in ("_bitmap", "_centroid", "_scale", "_items", "_span", "_norm"):
             before = getattr(self, name)
             after = np.zeros((new, *before.shape[1:]), before.dtype)
             after[:old] = before

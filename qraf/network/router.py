@@ -30,6 +30,7 @@ from qraf.records import Advertisement, Prompt
 
 __all__ = ["Router"]
 
+_NEAR = 0.5
 _FEW = 3  # fewer candidates are all visited: there is nothing to compare them with
 
 
@@ -43,6 +44,7 @@ class _Candidate:
     total: float = 0.0
     lexical: float = math.nan
     dense: float = math.nan
+    clock: float = math.nan
     items: int = -1
     prize: float = 0.0
     own: float = 0.0
@@ -155,11 +157,11 @@ class Router:
         keys = [(node, memory) for node, held in memories.items() for memory in held]
         found = self._advertised.relevance(prompt, keys)
         prizes = self.topology.routing.weights.relevance * np.logaddexp(0.0, found.total)  # ln(1 + e^r)
-        columns = (found.total, found.lexical, found.dense, found.items, prizes)
+        columns = (found.total, found.lexical, found.dense, found.clock, found.items, prizes)
         best: dict[str, _Candidate] = {}
         for (node, memory), *values in zip(keys, *(column.tolist() for column in columns), strict=True):
             known = best.get(node)
-            if known is None or (known.items == 0, -known.total) > (values[3] == 0, -values[0]):
+            if known is None or (known.items == 0, -known.total) > (values[4] == 0, -values[0]):
                 best[node] = _Candidate(node, len(best) if known is None else known.order, memory, *values)
         for node in best:
             self.topology.node(node)
@@ -235,7 +237,7 @@ class Router:
         links = {(link.source, link.target): link for link in self.topology.links}
         terms = {"relevance_z": each.total}
         if not math.isnan(each.lexical):
-            terms |= {"lexical": each.lexical, "dense": each.dense}
+            terms |= {"lexical": each.lexical, "dense": each.dense, "clock": each.clock}
         terms |= dict.fromkeys(("path_latency", "path_load", "path_infidelity"), 0.0)
         for edge in pairwise(path):
             for name, value in self._network.link_terms(links[edge]).items():
@@ -261,4 +263,5 @@ def _why(each: _Candidate, price: float, is_measured: bool, limit: int) -> str:
 
 
 def _stands(each: _Candidate) -> str:
-    return f"has {each.lexical:.0%} of the prompt's terms by weight, overlap {each.dense:.2f}"
+    near = ", near the date" if each.clock > _NEAR else ""
+    return f"has {each.lexical:.0%} of the prompt's terms by weight, overlap {each.dense:.2f}{near}"
