@@ -23,8 +23,8 @@ def nearness(
     """exp(-gap^2 / 2 sigma^2), the best over the named dates: 1 where the memory spans one, near 0 far away.
 
     `gap` leads from the middle of the named day, month or year to the nearest end of [first_at, last_at], 0 inside;
-    sigma goes with what was named, as in recall. Without a year, the best over the years that the memories span. Memories
-    that do not tell their times (both 0) are near to nothing.
+    sigma goes with what was named, as in recall. Without a year, the best over the years that the memories span.
+    Memories that do not tell their times (both 0) are near to nothing.
 
     >>> may = datetime(2023, 5, 7, tzinfo=UTC).timestamp()
     >>> nearness([DateMention(2023, 5, 8)], np.array([may, may]), np.array([may + 3e6, may])).round(2).tolist()

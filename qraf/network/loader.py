@@ -136,8 +136,9 @@ def _tell(document: Document, path: _Path, error: Any) -> None:
     else:
         value = _follow(document.root, path)
         mark = document.at(*path)
-        if any((fault.line, fault.column) == (mark.line, mark.column) for fault in document.faults):
-            return  # its interpolation has failed already
+        failed = any((fault.line, fault.column) == (mark.line, mark.column) for fault in document.faults)
+        if mark in document.hidden and failed:
+            return  # its interpolation has been told
         hint = _nearest_hint(str(value), _choices(error)) if isinstance(value, str) else ""
         document.fault(mark, f"`{where}` {_need(error)}, but is {_shown(document, mark, value)}", hint)
 
