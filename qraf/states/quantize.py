@@ -210,24 +210,28 @@ class _Scan:
             padded = torch.stack((low - high, high), 1)
         self.q = padded.reshape(len(q), -1)
         parts, width = (2, group // 2) if bits == 4 else (1, group)
-        self.codes = torch.zeros(chunk, parts, groups * width, dtype=torch.uint8 if bits == 4 else torch.int8)
-        self.wide = torch.empty(chunk, parts, groups, width)
+        self.low = torch.empty(chunk, self.split, dtype=torch.uint8)
+        self.wide = torch.zeros(chunk, parts, groups, width)
 
     def __call__(self, rows: NDArray[np.uint8]) -> Tensor:
         if self.bits == 32:
             return self.q @ torch.from_numpy(np.array(rows).view("<f4").astype(np.float32, copy=False)).T
         n, rows = len(rows), rows if rows.flags.writeable else rows.copy()
-        step, offset = (torch.from_numpy(part) for part in _scales(rows[:, self.split :], self.bits))
+        signed = torch.from_numpy(rows[:, self.split :].copy().view("<f2")).float()
+        step = signed.abs()
         packed = torch.from_numpy(rows[:, : self.split])
-        codes, wide = self.codes[:n], self.wide[:n]
+        wide = self.wide[:n]
+        columns = wide.flatten(2)[:, :, : self.split]
         if self.bits == 4:
-            torch.bitwise_and(packed, 15, out=codes[:, 0, : self.split])
-            codes[:, 1, : self.split] = packed
+            columns[:, 0] = torch.bitwise_and(packed, 15, out=self.low[:n])
+            columns[:, 1] = packed
         else:
-            codes[:, 0, : self.split] = packed.view(torch.int8)
-        wide.copy_(codes.view(wide.shape)).mul_(step[:, None, :, None])
+            columns[:, 0] = packed.view(torch.int8)
+        wide.mul_(step[:, None, :, None])
         dots = self.q @ wide.view(n, -1).T
-        return dots if self.bits == 8 else dots.addmm_(self.sums, (step * offset).T, alpha=-1)
+        if self.bits == 4:
+            dots.addmm_(self.sums, (7.75 * step - 0.25 * signed).T, alpha=-1)  # o_g s_g: 7.5 or 8 by the sign
+        return dots
 
 
 def _codes8(x: NDArray[np.float32], peak: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:

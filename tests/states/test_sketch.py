@@ -204,6 +204,17 @@ def test_float16_counts_its_rounding_and_ignores_the_scale() -> None:
     assert small.nbytes == 4 * D * 2 + 4 * 8
 
 
+def test_large_blocks_are_certified_too() -> None:
+    x, w = stream(1000, 6), np.random.default_rng(6).uniform(0, 2, 1000)
+    for weights in (None, w):
+        wide, narrow = Sketch(D, 6, dtype="float64"), Sketch(D, 6)
+        wide.update(x, weights)
+        narrow.update(x, weights)
+        assert_certified(narrow, moment(x, weights))
+        assert wide.delta < narrow.delta < wide.delta + 2e-5 * wide.mass  # float32 products, counted
+        assert torch.allclose(narrow.factor.T @ narrow.factor, wide.factor.T @ wide.factor, atol=1e-6 * wide.mass)
+
+
 def test_bytes_bring_the_same_sketch_back() -> None:
     sketch = Sketch(D, 5, dtype="float16")
     sketch.update(stream(40, 4))
