@@ -90,14 +90,18 @@ class Stream:
     async def run(self) -> None:
         """Serve until one side ends it. Cancel: the running responses are cancelled, nothing is sent any more."""
         timer = asyncio.get_running_loop().call_later(self._limits.hello_timeout_s, self._hello_is_late)
+        end = _End(Close.INTERNAL, "internal error", can_flush=False)
         try:
-            async with asyncio.TaskGroup() as self._group:
-                self._own(self._read())
-                self._own(self._write())
-                end = await asyncio.shield(self._ended)
-                await self._finish(end)
-                for task in tuple(self._tasks):
-                    task.cancel()
+            try:
+                async with asyncio.TaskGroup() as self._group:
+                    self._own(self._read())
+                    self._own(self._write())
+                    end = await asyncio.shield(self._ended)
+                    await self._finish(end)
+                    for task in tuple(self._tasks):
+                        task.cancel()
+            except* Exception as errors:
+                log.error("%s: the connection failed", self.id, exc_info=errors)
             if end.code is not None:
                 await self._close(end)
         finally:
@@ -225,7 +229,7 @@ class Stream:
                     if isinstance(command, SessionOpen):
                         self._opening.add(task)
                         task.add_done_callback(self._opening.discard)
-        except QrafError as error:
+        except Exception as error:
             self._fail(command.id, error)
 
     def _admit(self, command: SessionOpen | Recall | Write | Enhance) -> None:

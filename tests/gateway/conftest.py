@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
+from pytest_asyncio import is_async_test
 
 from qraf.actors.runtime import LocalRuntime
 from qraf.gateway.server import Server
@@ -52,25 +54,45 @@ async def serving(model: OpenAIServer, **limits: Any) -> AsyncIterator[Server]:
         journal.close()
 
 
-@pytest.fixture
-def model():
-    with OpenAIServer(Script(words=("Nuts", " are", " bad", " for", " Ann", "."), num_tokens=6)) as server:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The async tests of a module share its loop, and so its server; a server costs a third of a second."""
+    for item in items:
+        if "gateway" in item.path.parts and is_async_test(item):
+            item.add_marker(pytest.mark.asyncio(loop_scope="module"), append=False)
+
+
+@pytest.fixture(scope="module")
+def models():
+    with OpenAIServer() as server:
         yield server
 
 
 @pytest.fixture
-async def server(model):
-    async with serving(model) as server:
+def model(models):
+    """The model of the module's server, with its first words again."""
+    models.script = Script(words=("Nuts", " are", " bad", " for", " Ann", "."), num_tokens=6)
+    models.produced = 0
+    return models
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def servers(models):
+    async with serving(models) as server:
         yield server
 
 
 @pytest.fixture
+def server(servers, model):
+    return servers
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def http(server):
     async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=10) as client:
         yield client
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def wire(server):
     async with Wire(server.url) as wire:
         yield wire

@@ -12,6 +12,7 @@ from qraf.errors import CannotListen, NotAllowed
 from qraf.gateway.door import is_loopback
 from qraf.gateway.server import Server
 from qraf.settings import GatewaySettings, Settings
+from tests.gateway.conftest import serving
 from tests.gateway.wire import Wire
 
 
@@ -71,7 +72,8 @@ async def test_a_port_that_is_taken_is_told(server) -> None:
             await Server(server.service, settings).start()
 
 
-async def test_stopping_twice_or_unstarted_is_harmless(server) -> None:
-    await Server(server.service, Settings()).stop()
-    await server.stop()
-    await server.stop()
+async def test_stopping_twice_or_unstarted_is_harmless(model) -> None:
+    async with serving(model) as server:
+        await Server(server.service, Settings()).stop()
+        await server.stop()
+        await server.stop()

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
+from qraf.gateway.protocol import Connection
 from qraf.gateway.server import Server
 from tests.gateway.conftest import serving
 from tests.gateway.wire import Wire
@@ -218,11 +219,12 @@ async def test_a_network_watch_sends_a_snapshot_then_what_changed(wire) -> None:
     assert (snapshot["type"], snapshot["seq"], snapshot["topology"]) == ("network.snapshot", 1, "lab")
     assert {node["node"] for node in snapshot["nodes"]} >= {"desk", "shelf"}
     assert snapshot["links"][0]["source"] == "desk"
-    await wire.send({"type": "session.open", "id": "2", "session": "s"})
-    await wire.send({"type": "write", "id": "3", "session": "s", "items": [{"text": "New."}]})
+    before = next(node["items"] for node in snapshot["nodes"] if node["node"] == "desk")
+    await wire.send({"type": "session.open", "id": "2", "session": "watched"})
+    await wire.send({"type": "write", "id": "3", "session": "watched", "items": [{"text": "New."}]})
     for _ in range(50):
         frame = (await wire.until("network.delta"))[-1]
-        if any(node["node"] == "desk" and node["items"] == 1 for node in frame["nodes"]):
+        if any(node["node"] == "desk" and node["items"] == before + 1 for node in frame["nodes"]):
             break
     else:
         pytest.fail("the write never showed")
@@ -307,9 +309,9 @@ async def test_too_many_connections_are_told_to_come_later(model) -> None:
         assert (await first.ask({"type": "ping"}))["type"] == "pong"
 
 
-async def test_a_stop_ends_responses_and_says_goodbye(server, model) -> None:
+async def test_a_stop_ends_responses_and_says_goodbye(model) -> None:
     slow(model)
-    async with Wire(server.url) as wire:
+    async with serving(model) as server, Wire(server.url) as wire:
         await wire.send(ENHANCE)
         await wire.until("response.delta")
         stopping = asyncio.create_task(server.stop())
@@ -317,6 +319,26 @@ async def test_a_stop_ends_responses_and_says_goodbye(server, model) -> None:
         assert [frame["status"] for frame in frames if frame["type"] == "response.done"] == ["cancelled"]
         assert await wire.closed() == 1001
         await stopping
+
+
+async def test_our_own_fault_is_an_error_without_words_or_at_worst_1011(wire, server, caplog, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(server.service, "response", broken)
+    error = await wire.ask({"type": "cancel", "id": "c", "target": "x"})
+    assert error["error"] == {
+        "code": "internal",
+        "title": "Internal error",
+        "detail": "an internal error; it was logged",
+        "pointer": "",
+        "retryable": False,
+        "retry_after_ms": None,
+    }
+    monkeypatch.setattr(Connection, "feed", broken)
+    await wire.send({"type": "ping"})
+    assert await wire.closed() == 1011
+    assert caplog.text.count("RuntimeError: secret") == 2
 
 
 async def test_no_task_outlives_its_connection(server, model) -> None:
