@@ -26,6 +26,7 @@ __all__ = [
     "NotFound",
     "ProtocolError",
     "QrafError",
+    "RecalledNotAbsorbed",
     "ServerError",
     "SessionClosed",
     "SessionNotFound",
@@ -68,6 +69,12 @@ class InvalidRequest(QrafError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.pointer}: {self.detail}" if self.pointer else self.detail
+
+
+class RecalledNotAbsorbed(InvalidRequest):
+    """Recalled text was to be written; a memory that learnt what it said would drown in itself."""
+
+    code, title = "recalled_not_absorbed", "Recalled text is not absorbed"
 
 
 class ProtocolError(QrafError, ValueError):

@@ -27,7 +27,7 @@ class _Slice(BaseModel):
 
 
 class LimitSettings(_Slice):
-    """Every limit a client can meet; all are told in `welcome`, in docs/protocol.md and in the error that names them."""
+    """Every limit a client can meet; all are told in docs/protocol.md and in the error that names them."""
 
     max_frame_bytes: int = Field(1024 * 1024, ge=1024, description="longest frame or request body")
     max_items_per_write: int = Field(512, ge=1)

@@ -12,6 +12,7 @@ from qraf import errors
 SAMPLES = [
     errors.InvalidState("rho", "have shape (..., d, d)", "it has (2, 3)"),
     errors.InvalidRequest("must be at least 1", "/k"),
+    errors.RecalledNotAbsorbed("never again", "/items/0/role"),
     errors.ProtocolError("not JSON", "", 4400),
     errors.DuplicateId("7"),
     errors.InvalidTopology((errors.TopologyFault("a.yaml", 3, 5, "unknown node 'x'", "did you mean 'y'?"),)),

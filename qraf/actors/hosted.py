@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -103,7 +103,7 @@ class HostedRuntime:
                 self._stale[node, memory] = self._stale.get((node, memory), 0) + 1
             raise
 
-    async def recall(self, visits: Sequence[Visit]) -> AsyncIterator[NodeAnswer]:
+    async def recall(self, visits: Sequence[Visit]) -> AsyncGenerator[NodeAnswer]:
         """Ask all hosts at once; leaving the iterator gives up what has not come."""
         by_host: dict[str, list[Visit]] = defaultdict(list)
         for visit in visits:

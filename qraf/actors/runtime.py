@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,7 +58,7 @@ class Runtime(Protocol):
         """Encode and take in items that the journal already has; the memory's figures afterwards."""
         ...
 
-    def recall(self, visits: Sequence[Visit]) -> AsyncIterator[NodeAnswer]:
+    def recall(self, visits: Sequence[Visit]) -> AsyncGenerator[NodeAnswer]:
         """Ask all hosts at once; answers come as hosts answer. A host that fails gives answers with `error`."""
         ...
 

@@ -15,6 +15,7 @@ from qraf import errors
 from qraf.errors import InvalidTopology, QrafError
 from qraf.frames import ErrorBody
 from qraf.records import Role
+from qraf.sessions.faults import error_body
 
 __all__ = [
     "CODES",
@@ -36,25 +37,10 @@ CODES: dict[str, tuple[int, str]] = {
 }
 """Every code with its HTTP status and title."""
 
-_INTERNAL = ErrorBody(code="internal", title="Internal error", detail="an internal error; it was logged")
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"(unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 _LONGEST = 400  # a client's own field names are not echoed at any length
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
-
-
-def error_body(error: BaseException) -> ErrorBody:
-    """The error as frames carry it."""
-    if not isinstance(error, QrafError):
-        return _INTERNAL
-    return ErrorBody(
-        code=error.code,
-        title=error.title,
-        detail=getattr(error, "detail", None) or str(error),
-        pointer=getattr(error, "pointer", ""),
-        retryable=error.retryable,
-        retry_after_ms=getattr(error, "retry_after_ms", None),
-    )
 
 
 def status_of(code: str) -> int:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from ulid import ULID
 
-from qraf.errors import InvalidRequest, LimitExceeded, QrafError
-from qraf.frames import ErrorBody, Rejected, WireItem
+from qraf.errors import InvalidRequest, LimitExceeded, QrafError, RecalledNotAbsorbed
+from qraf.frames import Rejected, WireItem
+from qraf.sessions.faults import error_body
 from qraf.settings import LimitSettings
 from qraf.storage.records import Draft
 from qraf.storage.rows import encode_json
@@ -32,10 +33,6 @@ class Drafted:
     rejected: list[Rejected] = field(default_factory=list)
 
 
-class _Recalled(InvalidRequest):
-    code, title = "recalled_not_absorbed", "Recalled text is not absorbed"
-
-
 def draft_items(items: Sequence[WireItem], limits: LimitSettings, now: float, dim_of: Callable[[str], int]) -> Drafted:
     """Check each item by itself: one that is wrong is refused, with its place and why, and the others go on.
 
@@ -47,7 +44,7 @@ def draft_items(items: Sequence[WireItem], limits: LimitSettings, now: float, di
         try:
             drafts = _draft(item, f"/items/{index}", limits, now, dim_of)
         except QrafError as fault:
-            drafted.rejected.append(Rejected(index=index, item_id=_shown(item.item_id), error=_body(fault)))
+            drafted.rejected.append(Rejected(index=index, item_id=_shown(item.item_id), error=error_body(fault)))
         else:
             drafted.drafts += drafts
     return drafted
@@ -57,7 +54,7 @@ def _draft(
     item: WireItem, pointer: str, limits: LimitSettings, now: float, dim_of: Callable[[str], int]
 ) -> list[Draft]:
     if item.role == "recalled":
-        raise _Recalled("what was recalled is never absorbed again", f"{pointer}/role")
+        raise RecalledNotAbsorbed("what was recalled is never absorbed again", f"{pointer}/role")
     if (item.text is None) == (item.amplitudes is None):
         raise InvalidRequest("an item has either `text` or `amplitudes`", pointer)
     item_id = f"itm_{ULID()}" if item.item_id is None else item.item_id
@@ -126,12 +123,3 @@ def _amplitudes(values: Sequence[float], dim: int, pointer: str) -> bytes:
 def _shown(item_id: str | None) -> str:
     """An id that can go out again; half surrogates cannot."""
     return (item_id or "")[:200].encode("utf-8", "replace").decode()
-
-
-def _body(fault: QrafError) -> ErrorBody:
-    return ErrorBody(
-        code=fault.code,
-        title=fault.title,
-        detail=getattr(fault, "detail", str(fault)),
-        pointer=getattr(fault, "pointer", ""),
-    )

@@ -11,7 +11,6 @@ from qraf.clock import Clock
 from qraf.errors import EngineFailed, QrafError
 from qraf.frames import (
     Enhance,
-    ErrorBody,
     GenerateChoice,
     ResponseCreated,
     ResponseEvidence,
@@ -23,6 +22,7 @@ from qraf.frames import (
 )
 from qraf.network.topology import Topology
 from qraf.records import Evidence, Figures
+from qraf.sessions.faults import error_body
 from qraf.sessions.meters import Meters
 from qraf.sessions.recall import Address, Measurement, Recaller, evidence_out, tokens_of
 from qraf.sessions.responses import Response
@@ -31,23 +31,9 @@ from qraf.text.generator import Generator
 from qraf.text.prompt import build_messages
 from qraf.times import parse_time
 
-__all__ = ["Enhancer", "error_body"]
+__all__ = ["Enhancer"]
 
 log = logging.getLogger(__name__)
-
-
-def error_body(error: BaseException) -> ErrorBody:
-    """What a client may see of an error: the facts of our own, nothing of a foreign one."""
-    if isinstance(error, QrafError):
-        return ErrorBody(
-            code=error.code,
-            title=error.title,
-            detail=str(error),
-            pointer=getattr(error, "pointer", ""),
-            retryable=error.retryable,
-            retry_after_ms=getattr(error, "retry_after_ms", None),
-        )
-    return ErrorBody(code="internal", title="Internal error", detail="an internal error; it was logged")
 
 
 class Enhancer:

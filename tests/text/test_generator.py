@@ -42,7 +42,7 @@ async def read(generator: Generator, **choices: Any) -> list[Piece]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  (the other side is a thread)
+        while not condition():
             await asyncio.sleep(0.01)
 
 
