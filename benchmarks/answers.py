@@ -1,0 +1,253 @@
+"""Does the evidence enhance the answer? How far it brings a language model towards the right one.
+
+    python -m benchmarks.answers --data FILE [FILE ...] [--questions N] [--json OUT]
+
+FILE is in LoCoMo's format. A server is started, the turns are written, and every question is asked with `recall`; the
+evidence is put before the question as the service itself does. Measured is how surprised SmolLM2-135M-Instruct is by
+the gold answer (bits per token, exact, see benchmarks/scoring.py; a model of this size is too small to grade what it
+writes by itself), with as evidence
+
+- `closed`: nothing;
+- `random`: ten turns of the conversation, at random: what dates and names alone bring;
+- `dense10`: the ten turns nearest by MiniLM cosine, as a vector index finds them;
+- `qraf`: the service's ranking, as much of it as fits the tokens that `dense10` took;
+- `gold`: the turns that the answer is in.
+
+gap = (closed - x) / (closed - gold), the share of the way to the gold evidence. choice8 = how often the gold answer
+gains most, per token, over `closed` among eight: seven are answers to other questions of its conversation, of its
+category first (chance: 12.5 percent). Intervals are 95 percent, by bootstrap over the questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+import qraf
+from benchmarks.harness import device_line, print_table, write_json
+from benchmarks.locomo import Baselines, Conversation, Question, encodings, load
+from benchmarks.recall import TOPOLOGY
+from benchmarks.scoring import Scorer
+from benchmarks.serving import serving
+from qraf.records import Evidence
+from qraf.settings import EncoderSettings
+from qraf.text.encoder import load_encoder
+from qraf.text.prompt import build_messages, evidence_line
+from qraf.text.weights import find_weights
+
+CONTEXTS = ("closed", "random", "dense10", "qraf", "gold")
+_ANSWER = "Answer:"  # opens the assistant's turn, so that the model does not spend bits on how to begin
+_MAX_ANSWER_TOKENS = 32
+_NUM_TURNS = 10
+_DEEP = 40  # ranks of the service that the tokens of ten turns can need
+_NUM_CHOICES = 8
+_RESAMPLES = 2000
+
+
+def run(paths: Sequence[str], num_questions: int, threads: int, seed: int = 0) -> dict[str, Any]:
+    """Measure `num_questions` of the files' questions, drawn at random, under every context."""
+    rng = random.Random(seed)
+    conversations = {one.id: one for path in paths for one in load(path)}
+    pool = [(name, row) for name, one in conversations.items() for row, _ in enumerate(one.questions)]
+    asked: dict[str, list[int]] = {}
+    for name, row in sorted(rng.sample(pool, min(num_questions, len(pool)))):
+        asked.setdefault(name, []).append(row)
+    with Progress(transient=True) as progress:
+        served = asyncio.run(_ask_service({name: conversations[name] for name in asked}, asked, progress))
+        dense = _dense({name: conversations[name] for name in asked})
+        scorer = Scorer(find_weights(None), threads)
+        bar = progress.add_task("answers", total=sum(map(len, asked.values())))
+        measured = []
+        for name, rows in asked.items():
+            for row in rows:
+                rankings = {"dense10": dense[name][row][:_NUM_TURNS], "qraf": served[name, row]}
+                measured.append(
+                    _measure(scorer, conversations[name], conversations[name].questions[row], rankings, rng)
+                )
+                progress.advance(bar)
+    return _result(measured)
+
+
+async def _ask_service(
+    conversations: Mapping[str, Conversation], asked: Mapping[str, list[int]], progress: Progress
+) -> dict[tuple[str, int], list[str]]:
+    """The running service's ranking for every question that is asked, as turn ids."""
+    found = {}
+    bar = progress.add_task("writing turns", total=sum(len(one.turns) for one in conversations.values()))
+    async with serving(TOPOLOGY) as url, qraf.connect(url) as q:
+        for name, one in conversations.items():
+            session = f"conversation-{len(found)}"
+            await q.open_session(session)
+            turns = [
+                {"item_id": turn.id, "text": turn.text, "speaker": turn.speaker, "at": turn.at} for turn in one.turns
+            ]
+            await q.write(turns, session=session, progress=lambda n: progress.advance(bar, n))
+            for row in asked[name]:
+                answer = await q.recall(one.questions[row].text, session=session, k=_DEEP)
+                found[name, row] = [item.item_id for item in answer.evidence]
+    return found
+
+
+def _dense(conversations: Mapping[str, Conversation]) -> dict[str, list[list[str]]]:
+    """Rankings by cosine, of every question."""
+    encoder = load_encoder(EncoderSettings())
+    rankings = {}
+    for name, one in conversations.items():
+        coded = encodings(one, encoder.encode)
+        baselines = Baselines(one, coded["plain"], coded["labelled"])
+        rankings[name] = [
+            baselines.rankings(question.text, coded["whole"][row], coded["nameless"][row])["dense_flat"]
+            for row, question in enumerate(one.questions)
+        ]
+    return rankings
+
+
+def _measure(
+    scorer: Scorer,
+    conversation: Conversation,
+    question: Question,
+    rankings: Mapping[str, list[str]],
+    rng: random.Random,
+) -> dict[str, Any]:
+    """Bits per token of the eight candidates, the gold one first, and the tokens of evidence, under each context."""
+    items = {
+        turn.id: Evidence(
+            seq=seq,
+            memory="s/x",
+            node="x",
+            score=0.0,
+            text=turn.text,
+            speaker=turn.speaker,
+            at=turn.at,
+            item_id=turn.id,
+        )
+        for seq, turn in enumerate(conversation.turns)
+    }
+    cost = {turn: len(scorer.tokens(evidence_line(item) + "\n")) for turn, item in items.items()}
+    budget = sum(cost[turn] for turn in rankings["dense10"])
+    chosen = {
+        "closed": [],
+        "random": rng.sample(list(items), min(_NUM_TURNS, len(items))),
+        "dense10": rankings["dense10"],
+        "qraf": _within(rankings["qraf"], cost, budget),
+        "gold": list(question.evidence),
+    }
+    answers = [scorer.tokens(f" {text}")[:_MAX_ANSWER_TOKENS] for text in _candidates(conversation, question, rng)]
+    lengths = np.array([len(answer) for answer in answers])
+    bits = {}
+    for context, turns in chosen.items():
+        messages = build_messages(question.text, [items[turn] for turn in turns])
+        bits[context] = np.array(scorer.bits(scorer.chat(messages, _ANSWER), answers)) / lengths
+    return {"bits": bits, "tokens": {context: sum(cost[turn] for turn in turns) for context, turns in chosen.items()}}
+
+
+def _within(ranking: Sequence[str], cost: Mapping[str, int], budget: int) -> list[str]:
+    """The longest beginning of the ranking whose cost is within the budget."""
+    taken, spent = [], 0
+    for turn in ranking:
+        spent += cost[turn]
+        if spent > budget:
+            break
+        taken.append(turn)
+    return taken
+
+
+def _candidates(conversation: Conversation, question: Question, rng: random.Random) -> list[str]:
+    """The gold answer, then seven others, no two alike."""
+    others = [one for one in conversation.questions if one.answer]
+    rng.shuffle(others)
+    others.sort(key=lambda one: one.category != question.category)
+    distinct = {question.answer.strip().lower(): question.answer}
+    for one in others:
+        if len(distinct) == _NUM_CHOICES:
+            break
+        distinct.setdefault(one.answer.strip().lower(), one.answer)
+    return list(distinct.values())
+
+
+def _result(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    gold = {context: np.array([one["bits"][context][0] for one in measured]) for context in CONTEXTS}
+    hits = {
+        context: np.array([np.argmax(one["bits"]["closed"] - one["bits"][context]) == 0 for one in measured], float)
+        for context in CONTEXTS[1:]
+    }
+    draws = np.random.default_rng(0).integers(0, len(measured), (_RESAMPLES, len(measured)))
+    found = ("random", "dense10", "qraf")
+    gaps = {context: _gap(gold, context, draws) for context in found}
+    return {
+        "questions": len(measured),
+        "bits": {context: round(float(gold[context].mean()), 3) for context in CONTEXTS},
+        "gap": {context: round(float(_gap(gold, context)[0]), 3) for context in found},
+        "choice8": {context: round(100 * float(hits[context].mean()), 1) for context in hits},
+        "evidence_tokens": {
+            context: round(float(np.mean([one["tokens"][context] for one in measured])), 1) for context in CONTEXTS
+        },
+        "intervals": {
+            "bits": {context: _interval(gold[context][draws].mean(axis=1)) for context in CONTEXTS},
+            "gap": {context: _interval(values) for context, values in gaps.items()},
+            "choice8": {context: _interval(100 * hits[context][draws].mean(axis=1)) for context in hits},
+            "gap_qraf_minus_dense10": _interval(gaps["qraf"] - gaps["dense10"]),
+        },
+    }
+
+
+def _gap(
+    gold: Mapping[str, NDArray[np.float64]], context: str, draws: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """(closed - x) / (closed - gold), over all questions or over each resample."""
+    rows = draws if draws is not None else np.arange(len(gold[context]))[None]
+    closed, x, best = (gold[name][rows].mean(axis=1) for name in ("closed", context, "gold"))
+    gap: NDArray[np.float64] = (closed - x) / (closed - best)
+    return gap
+
+
+def _interval(values: NDArray[np.float64]) -> list[float]:
+    return [round(float(value), 3) for value in np.quantile(values, (0.025, 0.975))]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE")
+    parser.add_argument("--questions", type=int, default=100, metavar="N")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", metavar="OUT")
+    args = parser.parse_args()
+    result = run(args.data, args.questions, args.threads)
+    intervals = result["intervals"]
+    print_table(
+        f"the gold answer's bits per token, SmolLM2-135M-Instruct, {result['questions']} questions",
+        ("evidence", "tokens", "bits", "gap closed", "", "choice of 8", ""),
+        [
+            (
+                context,
+                f"{result['evidence_tokens'][context]:.0f}",
+                f"{result['bits'][context]:.2f}",
+                *_with_interval(result["gap"], intervals["gap"], context, ".2f"),
+                *_with_interval(result["choice8"], intervals["choice8"], context, ".0f"),
+            )
+            for context in CONTEXTS
+        ],
+    )
+    low, high = intervals["gap_qraf_minus_dense10"]
+    print(f"gap of qraf over dense10: {low:+.2f} to {high:+.2f}; {device_line()}")
+    if args.json:
+        write_json(args.json, result)
+
+
+def _with_interval(values: Mapping[str, float], intervals: Mapping[str, Any], name: str, form: str) -> tuple[str, str]:
+    if name not in values:
+        return "", ""
+    low, high = intervals[name]
+    return f"{values[name]:{form}}", f"{low:{form}} to {high:{form}}"
+
+
+if __name__ == "__main__":
+    main()
