@@ -103,6 +103,9 @@ def _serve(settings: GeneratorSettings) -> tuple[Any, Endpoint]:
     params.api_keys = [key]
     try:
         server = xllamacpp.Server(params)
+        # llama.cpp says that it is ready before its main loop runs, and a stop that comes before the loop is forgotten:
+        # one token proves that it runs, and that the model answers
+        server.handle_completions({"prompt": "a", "n_predict": 1, "cache_prompt": False})
     except RuntimeError as error:
         raise EngineFailed(model, f"'{params.model.path}' does not load: {error}") from error
     return server, Endpoint(f"{server.listening_address}/v1", model, key)
