@@ -122,7 +122,7 @@ def main() -> None:
     args = parser.parse_args()
     result = run(args.data)
     print_table(
-        f"recall through the service, percent of gold evidence: {result['questions']} questions, {result['items']} items",
+        f"recall through the service, percent of gold: {result['questions']} questions, {result['items']} items",
         ("method", *MEASURES),
         [(method, *(f"{values[name]:.1f}" for name in MEASURES)) for method, values in result["methods"].items()],
     )

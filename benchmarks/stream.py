@@ -2,8 +2,8 @@
 
     python -m benchmarks.stream [--json OUT]
 
-The model is a scripted OpenAI-compatible server in a process of its own that emits known tokens as fast as it can: these
-are figures of the path (generator -> gateway -> WebSocket -> client), not of a language model.
+The model is a scripted OpenAI-compatible server in a process of its own that emits known tokens as fast as it can:
+these are figures of the path (generator -> gateway -> WebSocket -> client), not of a language model.
 
 added_ms: median time from `enhance` to the first delta, less the median time that the same request takes to its first
 token when it goes to the model's server directly. It holds encoding the prompt, routing, measuring, and joining texts.

@@ -2,8 +2,8 @@
 
     python -m benchmarks.write [--items N] [--json OUT]
 
-The texts are docstrings of the standard library, first paragraphs. End to end: client -> WebSocket -> journal (fsync) ->
-encode -> absorb -> `write.done`, in a server of its own process. The encoder alone: the same texts, the same number of
+The texts are docstrings of the standard library, first paragraphs. End to end: client -> WebSocket -> journal (fsync)
+-> encode -> absorb -> `write.done`, in a server of its own process. The encoder alone: the same texts and number of
 threads, in one process with nothing else. Both runs alternate and the medians are compared.
 """
 

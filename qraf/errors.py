@@ -42,7 +42,7 @@ class QrafError(Exception):
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
     status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
 
 class InvalidState(QrafError, ValueError):
@@ -220,13 +220,17 @@ class EngineFailed(QrafError, ConnectionError):
 
 
 class LimitExceeded(QrafError, RuntimeError):
-    """A stated limit was reached: which, how much is allowed, how much came, and when to try again."""
+    """A stated limit was reached: which, how much is allowed, how much came, and when to try again.
 
-    code, title, status, retryable = "limit_exceeded", "Limit exceeded", 429, True
+    Retryable only where `retry_after_ms` says when: a text that is too long stays too long.
+    """
+
+    code, title, status = "limit_exceeded", "Limit exceeded", 429
 
     def __init__(self, limit: str, allowed: int, got: int | None = None, retry_after_ms: int | None = None) -> None:
         super().__init__(limit, allowed, got, retry_after_ms)
         self.limit, self.allowed, self.got, self.retry_after_ms = limit, allowed, got, retry_after_ms
+        self.retryable = retry_after_ms is not None
 
     def __str__(self) -> str:
         text = f"`{self.limit}` allows {self.allowed}"

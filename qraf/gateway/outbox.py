@@ -11,7 +11,7 @@ __all__ = ["Message", "Outbox", "Slot", "SlowReader"]
 Message = bytes | str
 
 
-class SlowReader(Exception):  # noqa: N818  a verdict about the client, not a fault
+class SlowReader(Exception):
     """More waits than the bound allows; the connection ends with 4008."""
 
 

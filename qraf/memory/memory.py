@@ -201,6 +201,8 @@ class Memory:
             scale=scale,
             items=len(self),
             version=self._version,
+            first_at=float(self._items.at.min()) if len(self) else 0.0,
+            last_at=float(self._items.at.max()) if len(self) else 0.0,
         )
 
     # ------------------------------------------------------------------------------------------------ how it is done
