@@ -34,14 +34,14 @@ class Served:
     def __init__(self, url: str, process: subprocess.Popen[str]) -> None:
         self.url, self.process = url, process
 
-    def host_pids(self) -> list[int]:
-        """Processes of Ray host actors that this server started."""
-        found = []
+    def host_pid(self) -> int:
+        """The process of the host that serves: the oldest of its kind; a younger one is the spare that stands by."""
+        hosts: dict[float, int] = {}
         for child in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if any("ray::" in part and "ost" in part and "ngine" not in part for part in child.cmdline()[:1]):
-                    found.append(child.pid)
-        return found
+            with contextlib.suppress(psutil.Error, IndexError):
+                if child.cmdline()[0].startswith("ray::") and "HostActor" in child.cmdline()[0]:
+                    hosts[child.create_time()] = child.pid
+        return hosts[min(hosts)]
 
 
 @contextlib.contextmanager
