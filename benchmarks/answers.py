@@ -24,7 +24,7 @@ import argparse
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,8 @@ from rich.progress import Progress
 
 import qraf
 from benchmarks.harness import device_line, print_table, write_json
-from benchmarks.locomo import Baselines, Conversation, Question, encodings, load
+from benchmarks.locomo import Conversation, Question, load
 from benchmarks.recall import TOPOLOGY
-from benchmarks.scoring import Scorer
 from benchmarks.serving import serving
 from qraf.records import Evidence
 from qraf.settings import EncoderSettings
@@ -42,9 +41,12 @@ from qraf.text.encoder import load_encoder
 from qraf.text.prompt import build_messages, evidence_line
 from qraf.text.weights import find_weights
 
+if TYPE_CHECKING:
+    from benchmarks.scoring import Scorer
+
 CONTEXTS = ("closed", "random", "dense10", "qraf", "gold")
 _ANSWER = "Answer:"  # opens the assistant's turn, so that the model does not spend bits on how to begin
-_MAX_ANSWER_TOKENS = 32
+_MAX_ANSWER_TOKENS = 16
 _NUM_TURNS = 10
 _DEEP = 40  # ranks of the service that the tokens of ten turns can need
 _NUM_CHOICES = 8
@@ -53,6 +55,8 @@ _RESAMPLES = 2000
 
 def run(paths: Sequence[str], num_questions: int, threads: int, seed: int = 0) -> dict[str, Any]:
     """Measure `num_questions` of the files' questions, drawn at random, under every context."""
+    from benchmarks.scoring import Scorer  # transformers take seconds to import: not for those who ask for --help
+
     rng = random.Random(seed)
     conversations = {one.id: one for path in paths for one in load(path)}
     pool = [(name, row) for name, one in conversations.items() for row, _ in enumerate(one.questions)]
@@ -61,13 +65,13 @@ def run(paths: Sequence[str], num_questions: int, threads: int, seed: int = 0) -
         asked.setdefault(name, []).append(row)
     with Progress(transient=True) as progress:
         served = asyncio.run(_ask_service({name: conversations[name] for name in asked}, asked, progress))
-        dense = _dense({name: conversations[name] for name in asked})
+        dense = _dense(conversations, asked)
         scorer = Scorer(find_weights(None), threads)
         bar = progress.add_task("answers", total=sum(map(len, asked.values())))
         measured = []
         for name, rows in asked.items():
             for row in rows:
-                rankings = {"dense10": dense[name][row][:_NUM_TURNS], "qraf": served[name, row]}
+                rankings = {"dense10": dense[name, row], "qraf": served[name, row]}
                 measured.append(
                     _measure(scorer, conversations[name], conversations[name].questions[row], rankings, rng)
                 )
@@ -95,18 +99,20 @@ async def _ask_service(
     return found
 
 
-def _dense(conversations: Mapping[str, Conversation]) -> dict[str, list[list[str]]]:
-    """Rankings by cosine, of every question."""
+def _dense(
+    conversations: Mapping[str, Conversation], asked: Mapping[str, list[int]]
+) -> dict[tuple[str, int], list[str]]:
+    """The turns nearest to every question that is asked, as `dense_flat` of benchmarks.locomo ranks them."""
     encoder = load_encoder(EncoderSettings())
-    rankings = {}
-    for name, one in conversations.items():
-        coded = encodings(one, encoder.encode)
-        baselines = Baselines(one, coded["plain"], coded["labelled"])
-        rankings[name] = [
-            baselines.rankings(question.text, coded["whole"][row], coded["nameless"][row])["dense_flat"]
-            for row, question in enumerate(one.questions)
-        ]
-    return rankings
+    nearest = {}
+    for name, rows in asked.items():
+        one = conversations[name]
+        turns = encoder.encode([f"{turn.speaker}: {turn.text}" for turn in one.turns])
+        questions = encoder.encode([one.questions[row].text for row in rows])
+        for row, scores in zip(rows, questions @ turns.T, strict=True):
+            best = np.argsort(-scores, kind="stable")[:_NUM_TURNS]
+            nearest[name, row] = [one.turns[turn].id for turn in best]
+    return nearest
 
 
 def _measure(

@@ -6,6 +6,7 @@ are of its samples, not of a text that is given, and its kernels round the activ
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ class Scorer:
         reader = gguf.GGUFReader(path)
         self._tokenizer = _tokenizer(reader)
         self._model = _model(reader)
+        self._prefix: list[int] = []
+        self._prefix_state: Any = None
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text, control tokens included."""
@@ -55,7 +58,8 @@ class Scorer:
     @torch.inference_mode()
     def bits(self, prompt: list[int], answers: Sequence[list[int]]) -> list[float]:
         """-log2 p(answer | prompt) of each answer; the prompt is computed once for all of them."""
-        run = self._model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+        state, size = self._known(prompt)
+        run = self._model(torch.tensor([prompt[size:]]), past_key_values=state, use_cache=True, logits_to_keep=1)
         first = _log2(run.logits[0, -1])
         total = [-float(first[answer[0]]) for answer in answers]
         longest = max(map(len, answers))
@@ -70,6 +74,15 @@ class Scorer:
                 for bits, row, answer in zip(total, told, answers, strict=True)
             ]
         return total
+
+    def _known(self, prompt: list[int]) -> tuple[Any, int]:
+        """A copy of the state after the first turn, the system's, which prompts share, and its length."""
+        size = prompt.index(self.tokens("<|im_end|>")[0]) + 1
+        if self._prefix != prompt[:size]:
+            self._prefix = prompt[:size]
+            run = self._model(torch.tensor([self._prefix]), use_cache=True, logits_to_keep=1)
+            self._prefix_state = run.past_key_values
+        return copy.deepcopy(self._prefix_state), size
 
 
 def _log2(logits: Tensor) -> Tensor:
