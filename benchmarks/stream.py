@@ -20,8 +20,13 @@ import time
 from contextlib import aclosing
 from typing import Any
 
+import qraf
 from benchmarks.harness import device_line, print_table, write_json
 from benchmarks.serving import serving
+from qraf.client.client import Client
+from qraf.frames import ResponseDelta, ResponseDone
+from qraf.settings import GeneratorSettings
+from qraf.text.generator import Endpoint, Generator
 
 TOPOLOGY = """
 version: 1
@@ -48,9 +53,6 @@ async def model_server() -> tuple[asyncio.subprocess.Process, str]:
 
 async def first_token_direct(url: str, rounds: int) -> list[float]:
     """Milliseconds to the first token without QRAF."""
-    from qraf.settings import GeneratorSettings
-    from qraf.text.generator import Endpoint, Generator
-
     generator = Generator(lambda: Endpoint(url, "scripted"), GeneratorSettings())
     times = []
     for _ in range(rounds):
@@ -64,25 +66,20 @@ async def first_token_direct(url: str, rounds: int) -> list[float]:
     return times
 
 
-async def first_delta(q: Any, rounds: int) -> list[float]:
+async def first_delta(q: Client, rounds: int) -> list[float]:
     """Milliseconds to the first delta through QRAF."""
     times = []
     for _ in range(rounds):
-        started = time.perf_counter()
-        response = q.enhance(QUESTION, collections=["facts"], generate={"max_tokens": 8})
-        async with aclosing(response.texts()) as pieces:
-            async for _piece in pieces:
-                times.append((time.perf_counter() - started) * 1000)
-                break
-        await response.result()
+        started, first = time.perf_counter(), 0.0
+        async for frame in q.enhance(QUESTION, collections=["facts"], generate={"max_tokens": 8}):
+            if isinstance(frame, ResponseDelta) and not first:
+                first = time.perf_counter()
+        times.append((first - started) * 1000)
     return times
 
 
 async def forwarded(url: str, clients: int, tokens: int) -> float:
     """Tokens a second that reach `clients` connections together."""
-    import qraf
-    from qraf.frames import ResponseDelta
-
     gate, ready = asyncio.Event(), asyncio.Semaphore(0)
 
     async def one() -> int:
@@ -93,6 +90,8 @@ async def forwarded(url: str, clients: int, tokens: int) -> float:
             async for frame in q.enhance(QUESTION, collections=["facts"], generate={"max_tokens": tokens}):
                 if isinstance(frame, ResponseDelta):
                     count += frame.tokens
+                elif isinstance(frame, ResponseDone) and frame.error is not None:
+                    raise RuntimeError(f"a response failed: {frame.error.detail}")
             return count
 
     async with asyncio.TaskGroup() as group:
@@ -109,8 +108,6 @@ async def forwarded(url: str, clients: int, tokens: int) -> float:
 
 async def run(rounds: int) -> dict[str, Any]:
     """All figures."""
-    import qraf
-
     process, model_url = await model_server()
     settings = {"QRAF_GENERATOR__SLOTS": "512"}
     try:

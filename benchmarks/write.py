@@ -18,8 +18,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import qraf
 from benchmarks.harness import device_line, print_table, write_json
 from benchmarks.serving import serving
+from qraf.settings import EncoderSettings
+from qraf.text.encoder import load_encoder
 
 TOPOLOGY = """
 version: 1
@@ -54,9 +57,6 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 def encoder_rate(items: list[str], threads: int) -> float:
     """Items a second of the encoder alone, in batches as the host makes them."""
-    from qraf.settings import EncoderSettings
-    from qraf.text.encoder import load_encoder
-
     settings = EncoderSettings(threads=threads)
     encoder = load_encoder(settings)
     encoder.encode(items[:64])
@@ -68,8 +68,6 @@ def encoder_rate(items: list[str], threads: int) -> float:
 
 async def end_to_end_rate(url: str, items: list[str], session: str) -> float:
     """Items a second from the first frame to the last `write.done`."""
-    import qraf
-
     async with qraf.connect(url) as q:
         await q.open_session(session)
         started = time.perf_counter()

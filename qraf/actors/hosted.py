@@ -35,12 +35,16 @@ _ABSORB_S_PER_ITEM = 0.25  # a long write may take longer than any other call
 
 @dataclass(frozen=True, slots=True)
 class NodeHealth:
-    """What is known of a node. `load`: calls under way or waiting at its host, as a share of one full batch."""
+    """What is known of a node. `load`: calls under way or waiting at its host, as a share of one full batch.
+
+    `latency_ms` is a moving average, last touched at `measured_at` (monotonic seconds).
+    """
 
     up: bool = False
     epoch: int = 0
     latency_ms: float = 0.0
     load: float = 0.0
+    measured_at: float = 0.0
 
 
 class HostedRuntime:
@@ -277,7 +281,7 @@ class HostedRuntime:
         for node in {visit.node for visit in visits}:
             health = self.health[node]
             mean = ms if not health.latency_ms else health.latency_ms + _SMOOTHING * (ms - health.latency_ms)
-            self.health[node] = replace(health, latency_ms=mean)
+            self.health[node] = replace(health, latency_ms=mean, measured_at=self._clock.monotonic())
         parts = iter(answers)
         return [[next(parts) for _ in group] for group in batch]
 

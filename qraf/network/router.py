@@ -7,7 +7,7 @@ node stands out, close to nothing where it is below the average, never negative.
     latency * (its own latency_ms + the way on to the generator) / deadline_ms  +  the prices of the links of that way
 
 and the links from the ingress, each paid once for all visits that share it. Nodes that are down are no candidates and
-relay nothing; a node whose answer would come after the deadline is left out unless it is required.
+relay nothing; a node whose answer would come after the deadline is left out unless it is required, or all are late.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class _Candidate:
     prize: float = 0.0
     own: float = 0.0
     arrives_ms: float = 0.0
+    is_late: bool = False
     refused: str = ""
     is_out_of_reach: bool = False
     is_required: bool = False
@@ -124,6 +125,10 @@ class Router:
         candidates = self._candidates(prompt, memories, required)
         for each in candidates:
             self._price(each, snapshot, generator, deadline)
+        if all(each.refused for each in candidates):  # rather a late answer than none
+            for each in candidates:
+                if each.is_late:
+                    each.refused, each.is_out_of_reach = "", False
         visited = self._visited(candidates, snapshot, limit)
         if not visited:
             away = tuple(each.name for each in candidates)
@@ -190,7 +195,7 @@ class Router:
                 each.refused = "holds nothing that was asked for"
             elif each.arrives_ms > deadline_ms:
                 each.refused = f"late: its answer would take {each.arrives_ms:.0f} ms of {deadline_ms:.0f} ms"
-                each.is_out_of_reach = True
+                each.is_late = each.is_out_of_reach = True
 
     def _visited(self, candidates: Sequence[_Candidate], snapshot: Snapshot, limit: int) -> frozenset[str]:
         open_to = [each for each in candidates if not each.refused]

@@ -38,6 +38,7 @@ __all__ = ["Address", "Measurement", "Recaller", "choose", "evidence_out", "toke
 
 # the pooled state whitens the router's prompts; it moves slowly, and merging the nodes' sketches takes milliseconds
 _POOL_EVERY_S = 2.0
+_LATENCY_HALF_LIFE_S = 2.0
 
 
 def tokens_of(words: int) -> float:
@@ -192,8 +193,11 @@ class Recaller:
 
     async def refresh(self) -> None:
         """Bring the router up to date: the nodes' health, what they advertise, now and then the pooled state."""
+        now = self._clock.monotonic()
         for node, health in self._runtime.health.items():
-            self.router.observe(node, latency_ms=health.latency_ms, load=health.load, up=health.up)
+            # a node that was slow once and is left out since would never be measured again: old latencies fade
+            faded = health.latency_ms * 0.5 ** ((now - health.measured_at) / _LATENCY_HALF_LIFE_S)
+            self.router.observe(node, latency_ms=faded, load=health.load, up=health.up)
         if not self._needs_refresh():
             return
         async with self._refreshing:
@@ -255,7 +259,8 @@ class Recaller:
     ) -> AsyncIterator[NodeAnswer]:
         """Ask the routed nodes at once; yields each answer as it comes and keeps it in `measurement`.
 
-        A node that fails or is later than `deadline_ms` is noted in `measurement.late`; the others count.
+        A node that fails or is later than `deadline_ms` is noted in `measurement.late`; the others count. When none has
+        answered by then, the first answer is waited for: late evidence is better than none.
         """
         query = RecallQuery(measurement.prompt, k=k, filter=filter, as_of=as_of, explain=explain)
         asked = [hop.node for hop in measurement.route.hops if hop.measured]
@@ -267,7 +272,8 @@ class Recaller:
             async with contextlib.aclosing(answers):
                 while waiting:
                     try:
-                        async with asyncio.timeout_at(when):  # around the wait alone: the reader's time is its own
+                        # around the wait alone: the reader's time is its own
+                        async with asyncio.timeout_at(when if measurement.answers else None):
                             answer = await anext(answers)
                     except StopAsyncIteration:
                         break

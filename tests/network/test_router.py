@@ -334,3 +334,13 @@ def test_link_time_counts_bandwidth():
 def test_the_router_needs_no_torch():
     code = "import sys, qraf.network.router, qraf.network.loader; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_when_all_are_late_the_late_are_asked():
+    topology = star(max_visits=2)
+    router, held = ready(topology), memories(topology, but=["hub"])
+    for node in held:
+        router.observe(node, latency_ms=150)
+    route = router.route(prompt("finch owl"), held)
+    assert "n0" in measured(route)
+    assert route.not_visited == {}

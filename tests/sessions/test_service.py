@@ -394,3 +394,51 @@ async def test_health_is_ready_and_names_what_is_down(service: Service) -> None:
     told = service.health()
     assert not told["ready"]
     assert told["degraded"][0]["what"] == "node shelf"
+
+
+class Slow(LocalRuntime):
+    """Every answer of a recall takes `delay_s`; the node `shelf` takes `shelf_s` more."""
+
+    delay_s = 0.0
+    shelf_s = 0.0
+
+    async def recall(self, visits: Any) -> Any:
+        await asyncio.sleep(self.delay_s)
+        for visit in sorted(visits, key=lambda v: v.node == "shelf"):
+            if visit.node == "shelf":
+                await asyncio.sleep(self.shelf_s)
+            async for answer in super().recall([visit]):
+                yield answer
+
+
+async def slow_service(model: OpenAIServer, delay_s: float, shelf_s: float) -> Service:
+    from dataclasses import replace
+
+    settings = Settings(journal_url="sqlite:///:memory:")
+    network = with_writer()
+    network = replace(network, routing=replace(network.routing, deadline_ms=1000.0))
+    journal = Journal.open(settings.journal())
+    runtime = Slow(network, settings, journal, encoder=lambda: HashEncoder(network.dim), endpoint=model.endpoint)
+    runtime.delay_s, runtime.shelf_s = delay_s, shelf_s
+    service = Service(settings, network, journal, runtime)
+    await service.start()
+    return service
+
+
+async def test_late_evidence_is_better_than_none(model: OpenAIServer) -> None:
+    service = await slow_service(model, 1.2, 0.0)
+    await filled(service)
+    found = await service.recall(Recall(id="2", session="ana", text="nuts"))
+    assert found.evidence[0].text == NUTS[0]
+    await service.close()
+
+
+async def test_a_late_node_is_left_out_when_another_has_answered(model: OpenAIServer) -> None:
+    service = await slow_service(model, 0.0, 5.0)
+    await filled(service)
+    await service.write(Write(id="3", collection="notes", items=tuple(WireItem(text=f"nuts {n}") for n in range(8))))
+    found = await service.recall(Recall(id="2", session="ana", collections=("notes",), text="nuts", k=20))
+    assert "shelf" in found.route.not_visited
+    assert "1000 ms" in found.route.not_visited["shelf"]
+    assert {item.node for item in found.evidence} == {"desk", "attic"}
+    await service.close()
