@@ -17,7 +17,7 @@ import asyncio
 import statistics
 import sys
 import time
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import qraf
@@ -80,10 +80,12 @@ async def first_delta(q: Client, rounds: int) -> list[float]:
 
 async def forwarded(url: str, clients: int, tokens: int) -> float:
     """Tokens a second that reach `clients` connections together."""
-    gate, ready = asyncio.Event(), asyncio.Semaphore(0)
+    gate, ready, few = asyncio.Event(), asyncio.Semaphore(0), asyncio.Semaphore(16)
 
     async def one() -> int:
-        async with qraf.connect(url, timeout_s=300) as q:
+        async with AsyncExitStack() as stack:
+            async with few:  # connecting is not what is measured
+                q = await stack.enter_async_context(qraf.connect(url, timeout_s=300, open_timeout_s=60))
             ready.release()
             await gate.wait()
             count = 0
