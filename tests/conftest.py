@@ -14,3 +14,10 @@ for name, value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(name, value)
+
+from hypothesis import settings  # noqa: E402
+
+# a machine under load is slow, not wrong; CI tries the same examples every time, everybody else new ones
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")

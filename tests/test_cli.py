@@ -18,6 +18,8 @@ from qraf.errors import InvalidRequest
 from tests.client.served import LAB, served
 from tests.openai_server import OpenAIServer, Script
 
+pytestmark = pytest.mark.slow  # a whole service, or processes
+
 NOBODY = "ws://127.0.0.1:9"
 
 

@@ -11,6 +11,8 @@ from qraf.demo.corpus import SHELVES, Passage, Shelf, collect
 from qraf.demo.story import QUESTIONS, TOPOLOGY
 from qraf.network.loader import load
 
+pytestmark = pytest.mark.slow  # a whole service, or processes
+
 # the passage that answers each question of the demonstration
 ANSWERS = {"networkx": "networkx.dijkstra_path", "ray": "max_restarts", "numpy": "numpy.linalg.svd"}
 

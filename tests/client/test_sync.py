@@ -11,6 +11,8 @@ from qraf.errors import CannotConnect, ConnectionLost, InvalidRequest
 from qraf.frames import ResponseDelta
 from tests.client.scripted import Frame, Peer, ScriptedServer, answer, created, scripted, stamped, write_done
 
+pytestmark = pytest.mark.slow  # a whole service, or processes
+
 
 async def endless(peer: Peer, frame: Frame) -> None:
     if frame["prompt"] != "endless":

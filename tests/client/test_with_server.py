@@ -11,6 +11,8 @@ from qraf.errors import ServerError
 from qraf.frames import NetworkSnapshot, ResponseDelta, ResponseDone
 from tests.openai_server import OpenAIServer, Script
 
+pytestmark = pytest.mark.slow  # a whole service, or processes
+
 
 async def test_write_recall_enhance(url: str) -> None:
     async with qraf.connect(url) as q:

@@ -15,6 +15,8 @@ from qraf.gateway.problems import PROBLEM_JSON
 from tests.gateway.conftest import serving
 from tests.openai_server import Script
 
+pytestmark = pytest.mark.slow  # a whole service, or processes
+
 NUTS = {"text": "Ann is allergic to nuts.", "speaker": "Ann", "item_id": "a/1", "at": "2023-05-07T14:00:00Z"}
 TEA = {"text": "Bo drinks tea.", "speaker": "Bo", "item_id": "b2", "metadata": {"kind": "drink"}}
 

@@ -17,6 +17,8 @@ from tests.gateway.conftest import serving
 from tests.gateway.wire import Wire
 from tests.openai_server import OpenAIServer, Script
 
+pytestmark = pytest.mark.slow  # a whole service, or processes
+
 ENHANCE: dict[str, Any] = {"type": "enhance", "id": "e", "prompt": "Say something."}
 
 

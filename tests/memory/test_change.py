@@ -46,6 +46,7 @@ def rebuilt(bench: Bench, items: list[Item], codes: dict[int, bytes], **choices:
 
 
 @pytest.mark.parametrize("half_life_s", [None, 86400.0])
+@pytest.mark.slow
 def test_order_of_absorption_leaves_no_trace(half_life_s: float | None) -> None:
     items = many(_FIRST_BLOCK + 2 * _BLOCK + 40)
     grown = Bench(half_life_s=half_life_s)
@@ -172,6 +173,7 @@ def test_filter_by_item_id_is_refused_clearly(bench: Bench) -> None:
         bench.memory.recall([bench.query("kite", filter=Filter(field="item_id", eq="i1"))])
 
 
+@pytest.mark.slow
 def test_held_bytes_are_counted_and_few() -> None:
     dim, items = 384, many(590)
     bench = Bench(dim=dim)

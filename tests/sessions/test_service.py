@@ -40,6 +40,8 @@ from tests.encoders import HashEncoder
 from tests.openai_server import OpenAIServer, Script
 from tests.sessions.samples import topology
 
+pytestmark = pytest.mark.slow  # a whole service, or processes
+
 NUTS = ("I am allergic to nuts.", "The train to Porto leaves at nine.", "Pixel is the name of the parrot.")
 
 

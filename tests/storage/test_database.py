@@ -15,6 +15,8 @@ from qraf.errors import NotAvailable, StorageFailed
 from qraf.storage import database, tables
 from qraf.storage.journal import Draft, Journal
 
+pytestmark = pytest.mark.slow  # a whole service, or processes
+
 
 def python(code: str, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, *args], stdout=subprocess.PIPE, text=True)

@@ -50,14 +50,12 @@ class JournalMachine(RuleBasedStateMachine):
                     assert one.seq == known[draft.item_id]
                 else:
                     assert one.seq > self.highest
+                    for seq, (where, old) in list(self.rows.items()):  # a new item buries an expired one of its id
+                        if (where, old.item_id) == (memory, draft.item_id):
+                            del self.rows[seq]
                     self.rows[one.seq] = memory, draft
                     known[draft.item_id] = one.seq
         self.highest = max([self.highest, *self.rows])
-        for memory in MEMORIES:  # a new item buries an expired one of its id
-            live = {draft.item_id for draft in self.live(memory).values()}
-            for seq, (where, draft) in list(self.rows.items()):
-                if where == memory and draft.item_id in live and seq not in self.live(memory):
-                    del self.rows[seq]
 
     @rule(memory=memories, seqs=st.sets(st.integers(1, 12), max_size=5))
     def forget(self, memory, seqs):
