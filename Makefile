@@ -6,6 +6,8 @@ DATA   ?= locomo.json
 export RAY_USAGE_STATS_ENABLED ?= 0
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# every process would compile everything again
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test quick check format clean \
@@ -34,7 +36,7 @@ test: setup      ## the whole suite
 	$(BIN)/pytest $(ARGS)
 
 quick: setup     ## no Ray, no models, no servers: about 20 seconds
-	$(BIN)/pytest -m "not ray and not model and not slow" $(ARGS)
+	$(BIN)/pytest -n auto -m "not ray and not model and not slow" $(ARGS)
 
 check: setup     ## format, lint, types
 	$(BIN)/ruff format --check .

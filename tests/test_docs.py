@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import pkgutil
 import re
 import subprocess
 import sys
@@ -13,25 +12,16 @@ from pathlib import Path
 
 import pytest
 
-import qraf
 from tests.end_to_end.serving import Served, served
 from tests.openai_server import OpenAIServer, Script
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(qraf.__path__, "qraf.") if "migrations" not in module.name
-)
 
 
 def with_doctests() -> list[str]:
-    found = []
-    for name in MODULES:
-        path = ROOT / Path(*name.split("."))
-        source = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
-        if ">>> " in source.read_text():
-            found.append(name)
-    return found
+    sources = sorted((ROOT / "qraf").rglob("*.py"))
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources if ">>> " in path.read_text()]
 
 
 def programs() -> list[tuple[str, str]]:
