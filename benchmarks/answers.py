@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from benchmarks.scoring import Scorer
 
 CONTEXTS = ("closed", "random", "dense10", "qraf", "gold")
+_FOUND = CONTEXTS[1:4]
 _ANSWER = "Answer:"  # opens the assistant's turn, so that the model does not spend bits on how to begin
 _MAX_ANSWER_TOKENS = 16
 _NUM_TURNS = 10
@@ -146,12 +147,16 @@ def _measure(
         "gold": list(question.evidence),
     }
     answers = [scorer.tokens(f" {text}")[:_MAX_ANSWER_TOKENS] for text in _candidates(conversation, question, rng)]
-    lengths = np.array([len(answer) for answer in answers])
     bits = {}
     for context, turns in chosen.items():
         messages = build_messages(question.text, [items[turn] for turn in turns])
-        bits[context] = np.array(scorer.bits(scorer.chat(messages, _ANSWER), answers)) / lengths
-    return {"bits": bits, "tokens": {context: sum(cost[turn] for turn in turns) for context, turns in chosen.items()}}
+        bits[context] = np.array(scorer.bits(scorer.chat(messages, _ANSWER), answers))
+    lengths = np.array([len(answer) for answer in answers])
+    return {
+        "bits": bits,
+        "lengths": lengths,
+        "tokens": {context: sum(cost[turn] for turn in turns) for context, turns in chosen.items()},
+    }
 
 
 def _within(ranking: Sequence[str], cost: Mapping[str, int], budget: int) -> list[str]:
@@ -179,38 +184,41 @@ def _candidates(conversation: Conversation, question: Question, rng: random.Rand
 
 
 def _result(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over the questions, and their intervals. Bits per token are all answers' bits over all their tokens."""
     gold = {context: np.array([one["bits"][context][0] for one in measured]) for context in CONTEXTS}
+    lengths = np.array([one["lengths"][0] for one in measured])
     hits = {
-        context: np.array([np.argmax(one["bits"]["closed"] - one["bits"][context]) == 0 for one in measured], float)
+        context: np.array(
+            [np.argmax((one["bits"]["closed"] - one["bits"][context]) / one["lengths"]) == 0 for one in measured], float
+        )
         for context in CONTEXTS[1:]
     }
+    every = np.arange(len(measured))[None]
     draws = np.random.default_rng(0).integers(0, len(measured), (_RESAMPLES, len(measured)))
-    found = ("random", "dense10", "qraf")
-    gaps = {context: _gap(gold, context, draws) for context in found}
+    bits, resampled = (
+        {context: values[rows].sum(axis=1) / lengths[rows].sum(axis=1) for context, values in gold.items()}
+        for rows in (every, draws)
+    )
+    gap, gaps = ({context: _gap(one, context) for context in _FOUND} for one in (bits, resampled))
     return {
         "questions": len(measured),
-        "bits": {context: round(float(gold[context].mean()), 3) for context in CONTEXTS},
-        "gap": {context: round(float(_gap(gold, context)[0]), 3) for context in found},
-        "choice8": {context: round(100 * float(hits[context].mean()), 1) for context in hits},
+        "bits": {context: round(float(values[0]), 3) for context, values in bits.items()},
+        "gap": {context: round(float(values[0]), 3) for context, values in gap.items()},
+        "choice8": {context: round(100 * float(values.mean()), 1) for context, values in hits.items()},
         "evidence_tokens": {
             context: round(float(np.mean([one["tokens"][context] for one in measured])), 1) for context in CONTEXTS
         },
         "intervals": {
-            "bits": {context: _interval(gold[context][draws].mean(axis=1)) for context in CONTEXTS},
+            "bits": {context: _interval(values) for context, values in resampled.items()},
             "gap": {context: _interval(values) for context, values in gaps.items()},
-            "choice8": {context: _interval(100 * hits[context][draws].mean(axis=1)) for context in hits},
+            "choice8": {context: _interval(100 * values[draws].mean(axis=1)) for context, values in hits.items()},
             "gap_qraf_minus_dense10": _interval(gaps["qraf"] - gaps["dense10"]),
         },
     }
 
 
-def _gap(
-    gold: Mapping[str, NDArray[np.float64]], context: str, draws: NDArray[np.int64] | None = None
-) -> NDArray[np.float64]:
-    """(closed - x) / (closed - gold), over all questions or over each resample."""
-    rows = draws if draws is not None else np.arange(len(gold[context]))[None]
-    closed, x, best = (gold[name][rows].mean(axis=1) for name in ("closed", context, "gold"))
-    gap: NDArray[np.float64] = (closed - x) / (closed - best)
+def _gap(bits: Mapping[str, NDArray[np.float64]], context: str) -> NDArray[np.float64]:
+    gap: NDArray[np.float64] = (bits["closed"] - bits[context]) / (bits["closed"] - bits["gold"])
     return gap
 
 

@@ -37,9 +37,9 @@ def build_messages(question: str, evidence: Sequence[Evidence] = (), *, system: 
     8 May 2023, Melanie: We moved.
     </notes>
     <BLANKLINE>
-    When did they move?
+    Question: When did they move?
     """
-    asked = _CONTROL_TOKEN.sub(_defuse, question).strip()
+    asked = f"Question: {_CONTROL_TOKEN.sub(_defuse, question).strip()}"
     if evidence:
         lines = "\n".join(evidence_line(item) for item in evidence_order(evidence))
         asked = f"<notes>\n{lines}\n</notes>\n\n{asked}"

@@ -16,19 +16,24 @@ from qraf.text.prompt import build_messages
 from qraf.text.weights import find_weights
 
 
-def measured(**gold: float) -> dict[str, Any]:
+def measured(length: int = 2, **gold: float) -> dict[str, Any]:
     """One question: the gold answer's bits under each context; the seven others stay at 5."""
     bits = {context: np.array([gold.get(context, 5.0)] + [5.0] * 7) for context in CONTEXTS}
-    return {"bits": bits, "tokens": dict.fromkeys(CONTEXTS, 10)}
+    return {"bits": bits, "lengths": np.array([length] + [2] * 7), "tokens": dict.fromkeys(CONTEXTS, 10)}
 
 
 def test_gap_is_the_share_of_the_way_to_the_gold_evidence() -> None:
     result = _result([measured(closed=6, dense10=5, qraf=4, gold=3), measured(closed=5, dense10=4, qraf=2, gold=2)])
-    assert result["bits"]["closed"] == 5.5
+    assert result["bits"]["closed"] == 2.75
     assert result["gap"]["dense10"] == pytest.approx(1 / 3, abs=1e-3)
     assert result["gap"]["qraf"] == pytest.approx(2.5 / 3, abs=1e-3)
     low, high = result["intervals"]["gap"]["qraf"]
     assert low <= result["gap"]["qraf"] <= high
+
+
+def test_long_answers_weigh_by_their_tokens() -> None:
+    result = _result([measured(closed=8, gold=2, length=2), measured(closed=10, gold=4, length=4)])
+    assert (result["bits"]["closed"], result["bits"]["gold"]) == (3.0, 1.0)
 
 
 def test_choice_counts_the_gold_answer_where_it_gains_most() -> None:

@@ -19,7 +19,7 @@ def test_evidence_is_dated_named_and_in_time_order_before_the_question() -> None
     assert system["role"] == "system"
     assert system["content"]
     assert user["content"].splitlines()[1:3] == ["8 May 2023, Melanie: First.", "9 May 2023, Bo: Second."]
-    assert user["content"].endswith("\n\nWhen?")
+    assert user["content"].endswith("\n\nQuestion: When?")
 
 
 def test_rank_does_not_change_the_prompt() -> None:
@@ -37,7 +37,7 @@ def test_question_changes_only_the_end() -> None:
 def test_without_evidence_the_question_stands_alone_after_the_system_message() -> None:
     system, user = build_messages("  Why?  ")
     assert system["role"] == "system"
-    assert user == {"role": "user", "content": "Why?"}
+    assert user == {"role": "user", "content": "Question: Why?"}
 
 
 def test_documents_carry_their_source_and_keep_their_lines() -> None:
