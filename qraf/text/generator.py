@@ -19,6 +19,7 @@ import msgspec
 
 from qraf.errors import EngineFailed, LimitExceeded
 from qraf.settings import GeneratorSettings
+from qraf.text.transport import StreamTransport
 
 __all__ = ["Endpoint", "Generator", "Piece", "TokenUsage"]
 
@@ -69,9 +70,8 @@ class Generator:
         self._slots = asyncio.Semaphore(settings.slots)
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.slots),
+            transport=StreamTransport(settings.slots, _certificates()),
             trust_env=False,
-            verify=_certificates(),
         )
         self.running = 0
         self.waiting = 0
