@@ -5,6 +5,8 @@ Exit codes: 0 done; 1 the request failed; 2 wrong usage; 3 no server answers, or
 
 from __future__ import annotations
 
+import sys
+
 __all__ = ["main"]
 
 
@@ -12,4 +14,13 @@ def main() -> None:
     """Entry point of the `qraf` command."""
     from qraf.cli.app import app
 
-    app(prog_name="qraf")
+    try:
+        app(prog_name="qraf")
+    except ModuleNotFoundError as error:
+        if (error.name or "qraf").split(".")[0] == "qraf":
+            raise
+        # the light client has no server in it
+        sys.stderr.write(
+            f"error: package '{error.name}' is missing; install the server: pip install 'qraf[server,local]'\n"
+        )
+        sys.exit(1)
