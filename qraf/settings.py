@@ -96,7 +96,7 @@ class RuntimeSettings(_Slice):
     probe_every_s: float = Field(1.0, gt=0)
     probe_timeout_s: float = Field(3.0, gt=0)
     object_store_bytes: int = Field(96 * 1024 * 1024, ge=80 * 1024 * 1024)
-    batch_window_ms: float = Field(1.0, ge=0)
+    batch_window_ms: float = Field(0.0, ge=0, description="waited for company; calls join while others are out anyway")
     max_batch: int = Field(64, ge=1)
     max_waiting: int = Field(4096, ge=1, description="calls that may wait for one host; more are refused")
     spare_hosts: int = Field(1, ge=0, le=1, description="a loaded process that takes over from a host that died")

@@ -24,7 +24,7 @@ from qraf.network.topology import Topology
 from qraf.records import Evidence, Figures
 from qraf.sessions.faults import error_body
 from qraf.sessions.meters import Meters
-from qraf.sessions.recall import Address, Measurement, Recaller, evidence_out, tokens_of
+from qraf.sessions.recall import Address, Measurement, Recaller, ahead_of, evidence_out, tokens_of
 from qraf.sessions.responses import Response
 from qraf.sessions.write import Writer
 from qraf.text.generator import Generator
@@ -107,7 +107,7 @@ class Enhancer:
         answers = recaller.measure(
             measurement,
             address,
-            k=2 * ask.k,
+            k=ahead_of(ask.k),
             filter=ask.filter,
             as_of=None if ask.as_of is None else parse_time(ask.as_of, "/evidence/as_of"),
             explain=request.route.explain,

@@ -34,7 +34,7 @@ from qraf.text.lexicon import TOKENS_PER_WORD
 from qraf.text.prepare import prepare, prompt_text
 from qraf.times import format_time
 
-__all__ = ["Address", "Measurement", "Recaller", "choose", "evidence_out", "tokens_of"]
+__all__ = ["Address", "Measurement", "Recaller", "ahead_of", "choose", "evidence_out", "tokens_of"]
 
 # the pooled state whitens the router's prompts; it moves slowly, and merging the nodes' sketches takes milliseconds
 _POOL_EVERY_S = 2.0
@@ -102,6 +102,11 @@ def choose(
         spent += cost
         chosen.append(item)
     return chosen
+
+
+def ahead_of(k: int) -> int:
+    """How many items are ranked and joined for `k`: a few more, for those that are forgotten or do not fit."""
+    return k + max(4, k // 4)
 
 
 def evidence_out(items: Sequence[Evidence]) -> tuple[EvidenceOut, ...]:
@@ -304,8 +309,8 @@ class Recaller:
             [msgspec.structs.replace(item, probability=min(1.0, item.score / mass)) for item in merged] if mass else []
         )
         with self._meters.recall.labels("join").time():
-            # twice as many as asked, so that a few items that were forgotten meanwhile do not shorten the list
-            ahead = choose(ranked, k=2 * k, token_budget=None, min_probability=min_probability)
+            # a few more than asked, so that items that were forgotten meanwhile do not shorten the list
+            ahead = choose(ranked, k=ahead_of(k), token_budget=None, min_probability=min_probability)
             texts = await asyncio.to_thread(self._journal.fetch, [item.seq for item in ahead]) if ahead else {}
         joined = [
             msgspec.structs.replace(

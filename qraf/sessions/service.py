@@ -30,7 +30,7 @@ from qraf.network.topology import Topology
 from qraf.records import Figures, Filter, ForgetReceipt, Item, collection_memory, session_memory
 from qraf.sessions.enhance import Enhancer
 from qraf.sessions.meters import Meters
-from qraf.sessions.recall import Address, Measurement, Recaller, evidence_out
+from qraf.sessions.recall import Address, Measurement, Recaller, ahead_of, evidence_out
 from qraf.sessions.registry import Sessions
 from qraf.sessions.responses import Response, Responses
 from qraf.sessions.write import Writer
@@ -218,7 +218,7 @@ class Service:
         async for _ in self.recaller.measure(
             measurement,
             address,
-            k=2 * request.k,
+            k=ahead_of(request.k),
             filter=request.filter,
             as_of=as_of,
             explain=request.explain,
