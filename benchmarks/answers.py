@@ -55,15 +55,12 @@ _RESAMPLES = 2000
 
 
 def run(paths: Sequence[str], num_questions: int, threads: int, seed: int = 0) -> dict[str, Any]:
-    """Measure `num_questions` of the files' questions, drawn at random, under every context."""
+    """Measure `num_questions` of the files' questions under every context; `seed` draws turns and wrong answers."""
     from benchmarks.scoring import Scorer  # transformers take seconds to import: not for those who ask for --help
 
     rng = random.Random(seed)
     conversations = {one.id: one for path in paths for one in load(path)}
-    pool = [(name, row) for name, one in conversations.items() for row, _ in enumerate(one.questions)]
-    asked: dict[str, list[int]] = {}
-    for name, row in sorted(rng.sample(pool, min(num_questions, len(pool)))):
-        asked.setdefault(name, []).append(row)
+    asked = _sample(conversations, num_questions)
     with Progress(transient=True) as progress:
         served = asyncio.run(_ask_service({name: conversations[name] for name in asked}, asked, progress))
         dense = _dense(conversations, asked)
@@ -78,6 +75,22 @@ def run(paths: Sequence[str], num_questions: int, threads: int, seed: int = 0) -
                 )
                 progress.advance(bar)
     return _result(measured)
+
+
+def _sample(conversations: Mapping[str, Conversation], num: int) -> dict[str, list[int]]:
+    """Rows of questions, by conversation: evenly spread over conversations and categories, so that a few are typical."""
+    pool = sorted(
+        (name, question.category, row)
+        for name, one in conversations.items()
+        for row, question in enumerate(one.questions)
+        if question.answer
+    )
+    num = min(num, len(pool))
+    asked: dict[str, list[int]] = {}
+    for pick in range(num):
+        name, _, row = pool[(2 * pick + 1) * len(pool) // (2 * num)]
+        asked.setdefault(name, []).append(row)
+    return asked
 
 
 async def _ask_service(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.answers import CONTEXTS, _candidates, _result, _within
+from benchmarks.answers import CONTEXTS, _candidates, _result, _sample, _within
 from benchmarks.locomo import Conversation, Question
 from qraf.settings import GeneratorSettings
 from qraf.text.engine import EmbeddedEngine
@@ -47,6 +47,17 @@ def test_evidence_stays_within_the_tokens_and_in_rank_order() -> None:
     assert _within(["a", "b", "c"], cost, 9) == ["a", "b"]
     assert _within(["a", "b", "c"], cost, 8) == ["a"]
     assert _within(["b"], cost, 4) == []
+
+
+def test_a_sample_is_spread_over_conversations_and_categories() -> None:
+    def conversation(name: str, num: int) -> Conversation:
+        return Conversation(name, (), (), tuple(Question("q", "a", 1 + i % 4, ("D1:1",)) for i in range(num)))
+
+    conversations = {name: conversation(name, num) for name, num in (("a", 40), ("b", 80))}
+    rows = _sample(conversations, 12)
+    assert {name: len(found) for name, found in rows.items()} == {"a": 4, "b": 8}
+    assert {1 + row % 4 for row in rows["a"]} == {1, 2, 3, 4}
+    assert sum(map(len, _sample(conversations, 500).values())) == 120
 
 
 def test_candidates_are_eight_different_answers_of_the_same_kind_first() -> None:
