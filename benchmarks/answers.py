@@ -78,7 +78,7 @@ def run(paths: Sequence[str], num_questions: int, threads: int, seed: int = 0) -
 
 
 def _sample(conversations: Mapping[str, Conversation], num: int) -> dict[str, list[int]]:
-    """Rows of questions, by conversation: evenly spread over conversations and categories, so that a few are typical."""
+    """Rows of questions, by conversation, spread evenly over conversations and categories: so a few are typical."""
     pool = sorted(
         (name, question.category, row)
         for name, one in conversations.items()
