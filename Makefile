@@ -35,7 +35,7 @@ serve: setup     ## keep a server running on 127.0.0.1:8642
 test: setup      ## the whole suite
 	$(BIN)/pytest $(ARGS)
 
-quick: setup     ## no Ray, no models, no servers: about 20 seconds
+quick: setup     ## no Ray, no models, no servers; under half a minute
 	$(BIN)/pytest -n auto -m "not ray and not model and not slow" $(ARGS)
 
 check: setup     ## format, lint, types
