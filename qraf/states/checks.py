@@ -23,6 +23,7 @@ __all__ = [
     "check_factor",
     "check_finite",
     "check_ket",
+    "check_norm",
     "check_same_dimension",
     "check_square",
     "check_weights",
@@ -118,6 +119,19 @@ def check_finite(x: Tensor, name: str) -> Tensor:
     """Let finite numbers pass."""
     if not bool(torch.isfinite(x).all()):
         raise InvalidState(name, "be finite", "holds NaN or infinity")
+    return x
+
+
+def check_norm(x: Tensor, name: str) -> Tensor:
+    """Let matrices (..., r, d) pass whose numbers are finite, and their squares and sums, too."""
+    check_finite(x, name)
+    if x.numel():
+        most = math.sqrt(torch.finfo(x.dtype).max) / (x.shape[-1] * x.shape[-2])
+        largest = float(x.abs().max())
+        if not largest <= most:
+            raise InvalidState(
+                name, f"have no number above {most:.3g}, which could not be added up", f"has {largest:.3g}"
+            )
     return x
 
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +28,8 @@ def seal(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
     Raises:
         InvalidState: an array has a dtype that no reader knows.
     """
+    import msgpack  # type: ignore[import-untyped]  # here, because states are also computed where it is not installed
+
     packed = {name: _array_out(name, array) for name, array in arrays.items()}
     body: bytes = msgpack.packb({"kind": kind, "facts": dict(facts), "arrays": packed}, use_bin_type=True)
     return _MAGIC + bytes([VERSION]) + _digest(body) + body
@@ -44,6 +45,8 @@ def unseal(data: bytes, kind: str | None = None) -> tuple[str, dict[str, Any], d
     Raises:
         InvalidState: not a packet, another version, a wrong checksum, or a body that does not fit its description.
     """
+    import msgpack
+
     head = len(_MAGIC) + 1 + _DIGEST
     if len(data) < head or data[: len(_MAGIC)] != _MAGIC:
         raise InvalidState(

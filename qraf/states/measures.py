@@ -9,9 +9,8 @@ Conventions, each pinned by a test with a known value:
   subsystems       the first factor of `dims` varies slowest; `keep` names what stays
 
 Eigenvalues below d eps w_max count as zero. Inputs need a shape and a known dtype (`checks`); that they are states is
-the caller's promise, because testing it costs as much as the measure. Gradients flow through the factor functions:
-entropy takes them only from eigenvalues above the cut, so a rank-deficient state gives finite ones. A gradient of
-`trace_distance_factor` needs linearly independent rows of both factors together.
+the caller's promise, because testing it costs as much as the measure. Gradients flow through the factor functions, for
+any rank and any degenerate spectrum (`gradients`); dense entropy, coherence, fidelity and trace distance refuse them.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from qraf.states.checks import (
     check_weights,
     eigenvalue_cut,
 )
+from qraf.states.gradients import at_least, at_most, no_gradient, nuclear_norm, root, signed_trace_norm
 
 __all__ = [
     "born_factor",
@@ -80,7 +80,7 @@ def purity_factor(factor: Tensor) -> Tensor:
 
 def entropy_bits(rho: Tensor) -> Tensor:
     """Von Neumann entropy S = -tr rho log2 rho in bits, in [0, log2 d]: (...)."""
-    return entropy_of(torch.linalg.eigvalsh(check_square(rho)))
+    return entropy_of(torch.linalg.eigvalsh(no_gradient(check_square(rho), "rho", "entropy_bits_factor")))
 
 
 def entropy_bits_factor(factor: Tensor) -> Tensor:
@@ -103,14 +103,14 @@ def coherence_bits(rho: Tensor) -> Tensor:
 
     Baumgratz, Cramer, Plenio, PRL 113, 140401 (2014).
     """
-    diagonal = check_square(rho).diagonal(dim1=-2, dim2=-1)
+    diagonal = no_gradient(check_square(rho), "rho", "coherence_bits_factor").diagonal(dim1=-2, dim2=-1)
     return (entropy_of(diagonal.real) - entropy_bits(rho)).clamp(min=0)
 
 
 def coherence_bits_factor(factor: Tensor) -> Tensor:
     """Relative entropy of coherence with diag rho = sum_k |L_ki|^2, in O(r d + r^3): (...)."""
     diagonal = check_factor(factor).abs().square().sum(-2)
-    return (entropy_of(diagonal) - entropy_bits_factor(factor)).clamp(min=0)
+    return at_least(entropy_of(diagonal) - entropy_bits_factor(factor), 0)
 
 
 def gram_state(psi: Tensor, weights: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def gram_coherence_bits(psi: Tensor, weights: Tensor) -> Tensor:
 
     0 for orthogonal items, H(p) for equal ones. (The Holevo bound is S(rho): what is not shared can be told apart.)
     """
-    return (entropy_of(weights) - entropy_bits_factor(_weighted(psi, weights))).clamp(min=0)
+    return at_least(entropy_of(weights) - entropy_bits_factor(_weighted(psi, weights)), 0)
 
 
 def l1_coherence(rho: Tensor) -> Tensor:
@@ -146,25 +146,28 @@ def l1_coherence_ket(psi: Tensor) -> Tensor:
 
 def fidelity(rho: Tensor, sigma: Tensor) -> Tensor:
     """Squared (Jozsa) fidelity of two density operators, in [0, 1]: (...)."""
+    for each, name in ((rho, "rho"), (sigma, "sigma")):
+        no_gradient(each, name, "fidelity_factor")
     return fidelity_factor(factor_of(rho), factor_of(sigma))
 
 
 def fidelity_factor(a: Tensor, b: Tensor) -> Tensor:
     """Squared fidelity of A^H A and B^H B: F = |A B^H|_1^2 (Uhlmann 1976), r x r singular values: (...)."""
     check_same_dimension(check_factor(a, "a"), check_factor(b, "b"), "a, b")
-    overlap: Tensor = torch.linalg.svdvals(a @ b.mH).sum(-1)
-    return overlap.square().clamp(max=1)
+    return at_most(nuclear_norm(a @ b.mH).square(), 1)
 
 
 def fidelity_ket(psi: Tensor, phi: Tensor) -> Tensor:
     """|<psi|phi>|^2 / (<psi|psi> <phi|phi>) of vectors (..., d) of any length but zero: (...)."""
     overlap = (psi.conj() * phi).sum(-1).abs().square()
-    return (overlap / (psi.abs().square().sum(-1) * phi.abs().square().sum(-1))).clamp(max=1)
+    return at_most(overlap / (psi.abs().square().sum(-1) * phi.abs().square().sum(-1)), 1)
 
 
 def trace_distance(rho: Tensor, sigma: Tensor) -> Tensor:
     """T = |rho - sigma|_1 / 2, in [0, 1]: the best bias in telling the two apart (Helstrom): (...)."""
     check_same_dimension(check_square(rho), check_square(sigma, "sigma"))
+    for each, name in ((rho, "rho"), (sigma, "sigma")):
+        no_gradient(each, name, "trace_distance_factor")
     values: Tensor = torch.linalg.eigvalsh(rho - sigma)
     return (values.abs().sum(-1) / 2).clamp(max=1)
 
@@ -177,11 +180,9 @@ def trace_distance_factor(a: Tensor, b: Tensor) -> Tensor:
     check_same_dimension(check_factor(a, "a"), check_factor(b, "b"), "a, b")
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     stack = torch.cat((a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:])), -2)
-    r = torch.linalg.qr(stack.mH, mode="reduced" if stack.requires_grad else "r").R
-    sign = torch.ones(stack.shape[-2], dtype=r.real.dtype, device=r.device)
-    sign[a.shape[-2] :] = -1
-    values: Tensor = torch.linalg.eigvalsh((r * sign) @ r.mH)
-    return (values.abs().sum(-1) / 2).clamp(max=1)
+    signs = torch.ones(stack.shape[-2], dtype=stack.real.dtype, device=stack.device)
+    signs[a.shape[-2] :] = -1
+    return at_most(signed_trace_norm(stack, signs) / 2, 1)
 
 
 def born_factor(factor: Tensor, x: Tensor) -> Tensor:
@@ -194,9 +195,9 @@ def born_factor(factor: Tensor, x: Tensor) -> Tensor:
 
 def factor_of(rho: Tensor) -> Tensor:
     """A factor L (..., d, d) with L^H L = rho; directions below the cut are zero rows."""
-    values, vectors = torch.linalg.eigh(check_square(rho))
-    root = torch.where(values > eigenvalue_cut(values), values, torch.zeros_like(values)).clamp(min=0).sqrt()
-    factor: Tensor = root[..., :, None] * vectors.mH
+    values, vectors = torch.linalg.eigh(no_gradient(check_square(rho), "rho", "the factor itself"))
+    size = torch.where(values > eigenvalue_cut(values), values, torch.zeros_like(values)).clamp(min=0).sqrt()
+    factor: Tensor = size[..., :, None] * vectors.mH
     return factor
 
 
@@ -237,5 +238,5 @@ def _gram(factor: Tensor) -> Tensor:
 def _weighted(psi: Tensor, weights: Tensor) -> Tensor:
     if psi.ndim != 2:
         raise InvalidState("psi", "have shape (n, d)", f"has {tuple(psi.shape)}")
-    check_weights(weights, len(psi))
-    return psi * weights.sqrt()[:, None]
+    check_weights(weights.detach(), len(psi))
+    return psi * root(weights)[:, None]

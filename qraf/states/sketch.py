@@ -47,7 +47,8 @@ class Sketch:
     Attributes:
         dim: d.
         rank: most rows of the factor.
-        alpha: share of the kept directions that is shrunk, in (0, 1]. 0.5 keeps the trace, see REFERENCE in the docs.
+        alpha: share of the kept directions that is shrunk, in (0, 1]. 0.5 keeps most of the trace (Desai, Ghashami,
+            Phillips 2015).
         dtype: "float64", "float32" or "float16", of the stored factor; its rounding is in the certificates. Every fold
             rounds again, so fold blocks, not single rows, when storing float16.
         mass: total weight times squared norm.
@@ -95,16 +96,18 @@ class Sketch:
         """Fold a block of rows in, with one eigendecomposition for the whole block.
 
         Args:
-            rows: amplitudes, (n, d), real and finite; n may be 0.
+            rows: amplitudes, (n, d), real and finite; n may be 0. Rows on a GPU are folded there, in float64; the
+                sketch itself stays with the processor.
             weights: (n,), at least 0; 1 each when left out.
 
         Raises:
             InvalidState: shapes differ, or a value is not finite, or a weight is negative.
         """
-        x = _tensor("rows", rows)
+        x = _tensor("rows", rows, stays=True)
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InvalidState("rows", f"have shape (n, {self.dim})", f"has {tuple(x.shape)}")
-        w = x.new_ones(1).double().expand(len(x)) if weights is None else _tensor("weights", weights).double()
+        w = torch.ones(1).expand(len(x)) if weights is None else _tensor("weights", weights)
+        w = w.to(x.device, torch.float64)
         if w.shape != (len(x),) or bool((w < 0).any()):
             raise InvalidState("weights", f"have shape ({len(x)},) and be at least 0", f"has {tuple(w.shape)}")
         if not len(x):
@@ -222,21 +225,26 @@ class Sketch:
     @classmethod
     def _from_parts(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Sketch:
         try:
-            sketch = cls(facts.pop("dim"), facts.pop("rank"), facts.pop("alpha"), facts.pop("dtype"))
+            dim, rank = (_fact(name, facts[name]) for name in ("dim", "rank"))
+            sketch = cls(dim, rank, facts["alpha"], facts["dtype"])
             stored, scale = torch.from_numpy(arrays["stored"]), torch.from_numpy(arrays["scale"])
             for name in ("rows", "mass", "delta", "slack", "_excess", "_log_mass"):
-                setattr(sketch, name, facts[name])
+                setattr(sketch, name, _fact(name, facts[name]))
         except (KeyError, TypeError) as error:
             raise InvalidState("packet", "hold every part of a sketch", f"lacks {error}") from error
         fits = stored.shape == (len(scale), sketch.dim) and len(scale) <= sketch.rank
         if not fits or stored.dtype != _DTYPES[sketch.dtype] or scale.dtype != torch.float64:
             raise InvalidState("packet", f"hold a factor of at most {sketch.rank} rows of {sketch.dim}", "does not")
+        if not bool(stored.isfinite().all() and scale.isfinite().all()):
+            raise InvalidState("packet", "hold finite numbers", "holds NaN or infinity")
         sketch._stored, sketch._scale = stored, scale
         return sketch
 
     def _fold(self, x: Tensor, root: Tensor | None, total: float) -> None:
         """Replace B by a factor of at most `rank` rows of [B; root x], x of mass `total`; count what is lost."""
         old = self.factor
+        if len(old) + len(x) < self.dim:
+            x, root = x.cpu(), None if root is None else root.cpu()
         if len(old) + len(x) <= self.rank:
             stored, scale = self._rounded(_scaled(x, root))
             self._stored, self._scale = torch.cat((self._stored, stored)), torch.cat((self._scale, scale))
@@ -248,8 +256,8 @@ class Sketch:
             top = stack.T @ vectors[:, : self.rank]
             directions = (top / torch.linalg.norm(top, dim=0).clamp(min=torch.finfo(torch.float64).tiny)).T
         else:
-            gram = (old.T @ old) + self._moment(x, root, total)
-            values, vectors = torch.linalg.eigh(gram)
+            gram = (old.T @ old).to(x.device) + self._moment(x, root, total)
+            values, vectors = (part.cpu() for part in torch.linalg.eigh(gram))
             values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
             directions = vectors[:, : self.rank].T
         cut = float(values[self.rank]) if len(values) > self.rank else 0.0
@@ -266,8 +274,8 @@ class Sketch:
 
     def _moment(self, x: Tensor, root: Tensor | None, total: float) -> Tensor:
         """Sum of w_i |x_i><x_i|, float64; in large blocks from float32 products whose rounding is counted."""
-        gram = torch.zeros(self.dim, self.dim, dtype=torch.float64)
-        is_short = len(x) >= 4 * self.dim and x.dtype == torch.float32 and self.dtype != "float64"
+        gram = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=x.device)
+        is_short = len(x) >= 4 * self.dim and x.dtype == torch.float32 and self.dtype != "float64" and not x.is_cuda
         chunk = _SHORT if is_short else _CHUNK
         roots = [None] * -(-len(x) // chunk) if root is None else torch.split(root, chunk)
         for piece, part in zip(torch.split(x, chunk), roots, strict=True):
@@ -303,6 +311,16 @@ class Sketch:
         return stored, scale
 
 
+def _fact(name: str, value: Any) -> Any:
+    """Let a number of a packet pass: finite, at least 0 but for the logarithm, whole where it counts."""
+    kinds = int if name in ("dim", "rank", "rows") else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        raise InvalidState("packet", f"hold a number `{name.lstrip('_')}`", f"holds {value!r:.40}")
+    if value < 0 and name != "_log_mass":
+        raise InvalidState("packet", f"hold `{name.lstrip('_')}` of at least 0", f"holds {value}")
+    return value
+
+
 def _scaled(x: Tensor, root: Tensor | None) -> Tensor:
     return x.double() if root is None else x.double() * root[:, None]
 
@@ -324,10 +342,11 @@ def _bits(values: NDArray[np.float64]) -> float:
     return max(0.0, float(-(positive * np.log2(positive)).sum()))
 
 
-def _tensor(name: str, values: Tensor | NDArray[np.floating]) -> Tensor:
+def _tensor(name: str, values: Tensor | NDArray[np.floating], stays: bool = False) -> Tensor:
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         values = torch.from_numpy(array if array.flags.writeable else array.copy())
     if values.is_complex():
         raise InvalidState(name, "be real", "is complex")
-    return values.detach().cpu() if values.is_floating_point() else values.detach().cpu().double()
+    values = values.detach() if stays and values.is_cuda else values.detach().cpu()
+    return values if values.is_floating_point() else values.double()
