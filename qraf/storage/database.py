@@ -1,69 +1,87 @@
-"""Opens the journal's database and brings its schema up to date. What is special to SQLite is here alone."""
+"""Opens the journal's database, brings its schema up to date, and says what its faults mean."""
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from qraf.errors import NotAvailable, StorageFailed
+from qraf.storage import sqlite
 from qraf.storage.tables import REVISION
 
-__all__ = ["BUSY_S", "faults", "is_in_memory", "migrate", "open_engine", "scrub"]
+__all__ = ["faults", "is_in_memory", "is_lost", "migrate", "next_numbers", "open_engine", "scrub", "shown_url"]
 
-BUSY_S = 10.0  # how long a write waits for another process's write
+RETRY_MS = 1000  # when to try again what a server that is away has refused
 
 _migrating = threading.Lock()  # Alembic's context is one per process
 
 
 @contextmanager
 def faults(what: str) -> Iterator[None]:
-    """Turn what the database and the file system raise into `StorageFailed`."""
+    """Turn what the database and the file system raise into `StorageFailed`, without a value of any row."""
     try:
         yield
     except DBAPIError as fault:
-        raise StorageFailed(what, str(fault.orig)) from fault
+        raise StorageFailed(what, _reason(fault), RETRY_MS if _will_pass(fault) else None) from fault
+    except PoolTimeout as fault:
+        raise StorageFailed(what, "all connections to the database are in use", RETRY_MS) from fault
     except (SQLAlchemyError, sqlite3.Error, OSError) as fault:
         if isinstance(fault, StorageFailed):
             raise
         raise StorageFailed(what, str(fault) or type(fault).__name__) from fault
 
 
+def is_lost(fault: StorageFailed) -> bool:
+    """Whether a fault of `faults` was a lost connection: the same call may succeed on another one."""
+    if not isinstance(fault.__cause__, DBAPIError) or isinstance(fault.__cause__.orig, sqlite3.Error):
+        return False
+    from qraf.storage import postgres
+
+    return postgres.is_lost(fault.__cause__)
+
+
 def is_in_memory(url: str) -> bool:
     """Whether the database lives in this process alone."""
-    return make_url(url).database in (None, "", ":memory:")
+    parsed = make_url(url)
+    return parsed.get_backend_name() == "sqlite" and sqlite.is_in_memory(parsed)
+
+
+def shown_url(url: str) -> str:
+    """The URL without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "(no URL)"
 
 
 def open_engine(url: str) -> Engine:
-    """An engine whose transactions are `BEGIN`, or `BEGIN IMMEDIATE` under the execution option `write`.
+    """An engine for SQLite or PostgreSQL.
 
-    `write="full"` is on the disk when it returns. `write="relaxed"` is safe against the death of the process but may
-    lose its tail when the power fails: for what can be made again.
+    Under the execution option `write` transactions queue, so that each sees all that was committed before it, and
+    `seq` rises in the order of commits. `write="full"` is on the disk when it returns. `write="relaxed"` is safe
+    against the death of this process but may lose its tail when the database's machine fails: for what can be made
+    again.
+
+    Raises:
+        StorageFailed: no URL, or the file cannot be made.
+        NotAvailable: another database, or another driver for PostgreSQL than psycopg.
     """
     with faults("open journal"):
         try:
             parsed = make_url(url)
         except ArgumentError:
             raise StorageFailed("open journal", "its URL cannot be parsed; try sqlite:///path/journal.db") from None
-        if parsed.get_backend_name() != "sqlite":
-            raise NotAvailable(f"a journal on {parsed.get_backend_name()}")
-        if is_in_memory(url):
-            engine = create_engine(parsed, poolclass=StaticPool, connect_args={"check_same_thread": False})
-        else:
-            _make_file(parsed)
-            engine = create_engine(parsed, pool_size=8, max_overflow=8, pool_timeout=BUSY_S)
-        event.listen(engine, "connect", _on_connect)
-        event.listen(engine, "begin", _on_begin)
-    return engine
+        if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
+            return sqlite.make_engine(parsed)
+        return _postgres(parsed)
 
 
 def migrate(engine: Engine) -> None:
@@ -82,61 +100,47 @@ def migrate(engine: Engine) -> None:
             _upgrade(connection)
 
 
+def next_numbers(connection: Connection, count: int) -> list[int]:
+    """The next numbers of items, rising, in a transaction that writes; none is ever given twice."""
+    if connection.dialect.name == "sqlite":
+        last = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = 'items'").scalar() or 0
+        return list(range(last + 1, last + 1 + count))
+    query = text("SELECT nextval(pg_get_serial_sequence('items', 'seq')) FROM generate_series(1, :count)")
+    return sorted(connection.execute(query, {"count": count}).scalars())
+
+
 def scrub(engine: Engine) -> None:
-    """Write what was overwritten through to the file, so that no log keeps the old bytes; as far as readers let it.
-
-    A reader in the middle of a long scan delays it; the next scrub or automatic checkpoint then catches up.
-    """
-    with engine.connect() as connection:
-        cursor = connection.connection.cursor()
-        try:
-            cursor.execute("PRAGMA busy_timeout = 1000")
-            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            cursor.fetchall()
-        finally:
-            cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
-            cursor.close()
+    """Write what was overwritten through to the file, where the database is one."""
+    if engine.dialect.name == "sqlite":
+        sqlite.checkpoint(engine)
 
 
-# ----------------------------------------------------------------------------------------------------------- SQLite
-def _make_file(url: URL) -> None:
-    path = Path(url.database or "")
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, mode=0o700)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # the log and the index beside it take the same mode
+def _postgres(url: URL) -> Engine:
+    name = url.drivername
+    try:
+        from qraf.storage import postgres
+    except ImportError as fault:
+        raise StorageFailed("open journal", f"{name} needs psycopg, which does not load: {fault}") from None
+    if name not in postgres.DRIVERS:
+        raise NotAvailable(f"a journal on {name}; there are sqlite:/// and postgresql://")
+    return postgres.make_engine(url)
 
 
-def _on_connect(connection: Any, record: Any) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
-    cursor.execute("PRAGMA secure_delete = ON")
-    cursor.execute("PRAGMA synchronous = FULL")
-    if cursor.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
-        _switch_to_wal(cursor)
-    cursor.close()
+def _reason(fault: DBAPIError) -> str:
+    orig = fault.orig
+    if isinstance(orig, sqlite3.Error):
+        return str(orig)
+    from qraf.storage import postgres
+
+    return postgres.reason(orig)
 
 
-def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
-    """SQLite answers "locked" at once, without its busy wait, when two processes switch at the same time."""
-    give_up = time.monotonic() + BUSY_S
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL").fetchone()
-            return
-        except sqlite3.OperationalError as fault:
-            if "locked" not in str(fault) or time.monotonic() > give_up:
-                raise
-            time.sleep(0.01)
+def _will_pass(fault: DBAPIError) -> bool:
+    if isinstance(fault.orig, sqlite3.Error):
+        return "locked" in str(fault.orig)
+    from qraf.storage import postgres
 
-
-def _on_begin(connection: Connection) -> None:
-    write = connection.get_execution_options().get("write")
-    if write is None:
-        connection.exec_driver_sql("BEGIN")
-        return
-    connection.exec_driver_sql(f"PRAGMA synchronous = {'NORMAL' if write == 'relaxed' else 'FULL'}")
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    return postgres.is_lost(fault) or getattr(fault.orig, "sqlstate", None) == "55P03"
 
 
 # ------------------------------------------------------------------------------------------------------- migrations
@@ -144,7 +148,7 @@ def _revision(connection: Connection) -> str | None:
     tables = inspect(connection).get_table_names()
     if "alembic_version" not in tables:
         if {"items", "codes", "sessions"} & set(tables):
-            raise StorageFailed("open journal", "the database has tables of another program; name another file")
+            raise StorageFailed("open journal", "the database has tables of another program; name another one")
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 

@@ -2,27 +2,37 @@
 
 A memory is a key such as `s/alice` or `c/manuals`. An item is live until it is forgotten (a tombstone row stays, its
 number is never given again) or expires. Everything here blocks; call it from a thread. One `Journal` serves many
-threads, and many processes may open the same file.
+threads, and many processes may open the same database: a file of SQLite's, or one on a PostgreSQL server. Numbers
+become visible in rising order, so a reader that follows `seq` misses nothing.
+
+A call whose connection is lost is made again for two seconds. So a commit whose answer was lost tells of its own items
+as duplicates, and of a session it made or deleted that somebody else was first.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, delete, func, insert, or_, select, update
 
 from qraf.clock import Clock, SystemClock
+from qraf.errors import SealBroken, StorageFailed
 from qraf.filters import item_view, predicate, validate
 from qraf.records import Filter, Item, session_memory
 from qraf.storage import tables
-from qraf.storage.database import faults, is_in_memory, migrate, open_engine, scrub
+from qraf.storage.database import is_in_memory, migrate, next_numbers, open_engine
+from qraf.storage.keys import KeyTable
+from qraf.storage.line import Line, retried
 from qraf.storage.pages import check_limit, decode_cursor, encode_cursor
+from qraf.storage.recent import Recent
 from qraf.storage.records import Committed, Draft, SessionRecord
-from qraf.storage.rows import check_name, draft_row, item_of, session_of, session_row
+from qraf.storage.rows import check_name, draft_row, made_item, session_row
+from qraf.storage.seal import MasterKeys
+from qraf.storage.sealed import open_items, open_session, plain_scopes, seal_code, seal_item, seal_session
+from qraf.storage.sessions import SessionStore
+from qraf.storage.states import StateTable
 
 __all__ = ["Committed", "Draft", "Journal", "SessionRecord"]
 
@@ -31,44 +41,67 @@ _T = TypeVar("_T")
 _items, _codes, _sessions = tables.items, tables.codes, tables.sessions
 
 
-class Journal:
-    """Items, coded amplitudes and sessions in a database. Every method may raise `StorageFailed`."""
+class Journal(SessionStore):
+    """Items, coded amplitudes and sessions in a database. Every method may raise `StorageFailed`.
 
-    def __init__(self, engine: Engine, clock: Clock, is_shared: bool) -> None:
-        self._engine = engine
-        self._clock = clock
-        # within this process writers queue here, fairly, instead of polling the file's lock
-        self._writing = threading.Lock()
-        # one connection in memory serves all threads, so reads queue too
-        self._reading = nullcontext() if is_shared else self._writing
+    Those that read what is sealed may raise `SealBroken`, and `KeysMissing` in a journal opened without master keys.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        is_shared: bool,
+        masters: MasterKeys | None = None,
+        makes: bool = False,
+    ) -> None:
+        super().__init__(engine, clock, is_shared, masters, makes)
+        self._recent = Recent()
+        self.states = StateTable(self._write, self._read, clock, self.line, self._keyring)
+        self.keys = KeyTable(self._write, self._read, self.line)
 
     @classmethod
-    def open(cls, url: str, clock: Clock | None = None) -> Journal:
+    def open(
+        cls, url: str, clock: Clock | None = None, masters: MasterKeys | None = None, *, leads: bool = True
+    ) -> Journal:
         """Open or make the journal at a SQLAlchemy URL and bring its schema up to date.
 
-        `sqlite:///path/journal.db`, or `sqlite:///:memory:` for this process alone.
+        `sqlite:///path/journal.db`, `sqlite:///:memory:` for this process alone, or `postgresql://user@host/database`.
+
+        With `masters` that are on, what is written is sealed. `leads`: the process that serves, which may make the
+        first keys; others (hosts) seal when they find that it does.
 
         Raises:
             StorageFailed: it cannot be opened, or was written by a newer version.
-            NotAvailable: a database other than SQLite.
+            NotAvailable: another database.
+            KeysMissing: it is sealed, and its master keys are not there.
         """
         engine = open_engine(url)
         try:
-            migrate(engine)
+            Line().call(lambda: migrate(engine))
+            clock, is_shared = clock or SystemClock(), not is_in_memory(url)
+            if masters is None:
+                return cls(engine, clock, is_shared)
+            used = cls(engine, clock, is_shared).masters_used()
+            makes = masters.is_on and (leads or bool(used))
+            if makes and not used:
+                masters.make()
+            if makes or used:
+                masters.check(set(used))
+            journal = cls(engine, clock, is_shared, masters, makes)
+            if makes and not used:
+                journal._mark()
         except BaseException:
             engine.dispose()
             raise
-        return cls(engine, clock or SystemClock(), is_shared=not is_in_memory(url))
-
-    def close(self) -> None:
-        """Close every connection. Twice is harmless."""
-        self._engine.dispose()
+        return journal
 
     # ------------------------------------------------------------------------------------------------------- writing
     def commit(self, memory: str, drafts: Sequence[Draft]) -> list[Committed]:
         """Write drafts in one transaction; durable on return. See `commit_many`."""
         return self.commit_many([(memory, drafts)])[0]
 
+    @retried
     def commit_many(
         self, groups: Sequence[tuple[str, Sequence[Draft]]], sessions: Collection[str] = ()
     ) -> list[list[Committed]]:
@@ -83,11 +116,13 @@ class Journal:
             InvalidRequest: a text that is no UTF-8 (half of a surrogate pair), a name that no column holds.
         """
         rows: dict[tuple[str, str], dict[str, Any]] = {}
+        written: dict[tuple[str, str], Draft] = {}
         for memory, drafts in groups:
             check_name(memory, "a memory")
             for draft in drafts:
                 if (memory, draft.item_id) not in rows:
                     rows[memory, draft.item_id] = draft_row(memory, draft)
+                    written[memory, draft.item_id] = draft
         if not rows:
             return [[] for _ in groups]
         with self._write("commit items") as connection:
@@ -96,10 +131,16 @@ class Journal:
             seqs = self._live_ids(connection, rows)
             fresh = {key: row for key, row in rows.items() if key not in seqs}
             if fresh:
-                statement = insert(_items).returning(_items.c.seq, sort_by_parameter_order=True)
-                numbers = connection.execute(statement, list(fresh.values())).scalars()
-                seqs.update(zip(fresh, numbers, strict=True))
+                # numbered here, because a row's seal is bound to its number
+                seqs.update(zip(fresh, next_numbers(connection, len(fresh)), strict=True))
+                keys = self._keyring.current(connection, {memory for memory, _ in fresh})
+                for at, row in fresh.items():
+                    row.update(seq=seqs[at], key=None)
+                    if at[0] in keys:
+                        seal_item(row, keys[at[0]])
+                connection.execute(insert(_items), list(fresh.values()))
         new = set(fresh)
+        self._recent.keep((key[0], made_item(written[key], seqs[key])) for key in fresh)
         answers: list[list[Committed]] = []
         for memory, drafts in groups:
             answers.append([])
@@ -109,6 +150,7 @@ class Journal:
                 new.discard(key)
         return answers
 
+    @retried
     def put_codes(self, codes: Mapping[int, bytes], code: str) -> None:
         """Keep coded amplitudes of live items, one row per item: newer ones replace older ones.
 
@@ -119,50 +161,106 @@ class Journal:
             return
         with self._write("write codes", "relaxed") as connection:
             for chunk in _chunks(codes):
-                live = set(connection.execute(select(_items.c.seq).where(_items.c.seq.in_(chunk), _kept())).scalars())
+                query = select(*_items.c["seq", "memory", "item_id", "key"]).where(_items.c.seq.in_(chunk), _kept())
+                live = connection.execute(query).all()
+                keys = self._keyring.by_id(connection, {row.key for row in live})
                 connection.execute(delete(_codes).where(_codes.c.seq.in_(chunk)))
-                rows = [{"seq": seq, "code": code, "rows": bytes(codes[seq])} for seq in chunk if seq in live]
+                rows = []
+                for memory, seq, item_id, key in ((row.memory, row.seq, row.item_id, row.key) for row in live):
+                    if key is None or key in keys:
+                        sealed = seal_code(memory, seq, item_id, code, bytes(codes[seq]), keys.get(key))
+                        rows.append({"seq": seq, "code": code, "rows": sealed})
                 if rows:
                     connection.execute(insert(_codes), rows)
 
+    @retried
     def tombstone(self, memory: str, seqs: Sequence[int]) -> int:
         """Forget items: text, metadata, speaker, amplitudes and codes are overwritten; the number of those found."""
-        forgotten = 0
+        forgotten, gone = 0, set(seqs)
         with self._write("forget items") as connection:
             for chunk in _chunks(seqs):
                 forgotten += self._bury(connection, and_(_items.c.memory == memory, _items.c.seq.in_(chunk)))
+        self._recent.forget(lambda seq, _: seq in gone)
         self._scrub()
         return forgotten
 
+    @retried
     def drop_memory(self, memory: str) -> int:
-        """Forget everything of a memory; the number of items that were there."""
+        """Forget everything of a memory and destroy its key; the number of items that were there."""
         with self._write("drop memory") as connection:
             forgotten = self._bury(connection, _items.c.memory == memory)
+            self._change_key(connection, memory)
+        self._recent.forget(lambda _, where: where == memory)
         self._scrub()
         return forgotten
 
     # ------------------------------------------------------------------------------------------------------- reading
-    def items(self, memory: str, after_seq: int = 0, limit: int = 1000, code: str | None = None) -> list[Item]:
-        """Live items after a number, ascending. `codes` are there where they were stored under `code` (None: any)."""
+    @retried
+    def items(
+        self, memory: str, after_seq: int = 0, limit: int = 1000, code: str | Collection[str] | None = None
+    ) -> list[Item]:
+        """Live items after a number, ascending.
+
+        `codes` are there where they were stored under `code`, or under one of several (None: any).
+        """
         query = _select(code).where(_items.c.memory == memory, _items.c.seq > after_seq, self._live())
         with self._read("read items") as connection:
-            return [item_of(row) for row in connection.execute(query.order_by(_items.c.seq).limit(limit))]
+            return [item for _, item in self._opened(connection, query.order_by(_items.c.seq).limit(limit))]
+
+    @retried
+    def newest(
+        self, memory: str, through_seq: int, filter: Filter, limit: int, code: Collection[str], most_read: int = 20_000
+    ) -> list[Item]:
+        """Live items up to a number that pass a filter, newest first, with codes as in `items`.
+
+        At most `limit`; no more than `most_read` items are looked at.
+        """
+        passes = predicate(filter)
+        found: list[Item] = []
+        read = 0
+        while len(found) < limit and read < most_read:
+            query = _select(code).where(_items.c.memory == memory, _items.c.seq <= through_seq, self._live())
+            with self._read("read items") as connection:
+                rows = self._opened(connection, query.order_by(_items.c.seq.desc()).limit(_CHUNK))
+            chunk = [item for _, item in rows]
+            found += [item for item in chunk if passes(item_view(item))]
+            read += len(chunk)
+            if len(chunk) < _CHUNK:
+                break
+            through_seq = chunk[-1].seq - 1
+        return found[:limit]
 
     def fetch(self, seqs: Iterable[int]) -> dict[int, Item]:
-        """Live items by number; those forgotten or expired are missing."""
+        """Live items by number; those forgotten or expired are missing, and those of memories that do not open.
+
+        While the database does not answer: those that this process has read or written lately.
+        """
+        wanted = list(seqs)
+        try:
+            return self._fetch(wanted)
+        except StorageFailed:
+            if found := self._recent.find(wanted, self._clock.now()):
+                return found
+            raise
+
+    @retried
+    def _fetch(self, seqs: Sequence[int]) -> dict[int, Item]:
         found: dict[int, Item] = {}
         with self._read("read items") as connection:
             for chunk in _chunks(seqs):
-                rows = connection.execute(_select(None).where(_items.c.seq.in_(chunk), self._live()))
-                found.update((row.seq, item_of(row)) for row in rows)
+                query = _select(None).where(_items.c.seq.in_(chunk), self._live()).order_by(_items.c.seq)
+                items = self._sound(connection, query)
+                found.update((item.seq, item) for _, item in items)
+                self._recent.keep(items)
         return found
 
+    @retried
     def find(self, memory: str, item_id: str) -> Item | None:
         """The live item with this id."""
         query = _select(None).where(_items.c.memory == memory, _items.c.item_id == item_id, self._live())
         with self._read("read item") as connection:
-            row = connection.execute(query).first()
-        return None if row is None else item_of(row)
+            found = self._opened(connection, query)
+        return found[0][1] if found else None
 
     def page(
         self, memory: str, cursor: str | None = None, limit: int = 50, filter: Filter | None = None
@@ -189,6 +287,7 @@ class Journal:
         more = encode_cursor(scope, found[limit - 1].seq) if len(found) > limit else None
         return found[:limit], more
 
+    @retried
     def expired(self, limit: int = 1000) -> list[tuple[str, int]]:
         """Memory and number of items whose time is over and that are not forgotten yet, for the caller to forget."""
         query = select(_items.c.memory, _items.c.seq).where(_items.c.expires_at <= self._clock.now(), _kept())
@@ -196,90 +295,113 @@ class Journal:
             rows = connection.execute(query.order_by(_items.c.expires_at).limit(limit))
             return [(row.memory, row.seq) for row in rows]
 
+    @retried
     def speakers(self, memory: str) -> tuple[str, ...]:
         """Who spoke in the live items, in alphabetical order."""
-        query = select(_items.c.speaker).distinct()
-        query = query.where(_items.c.memory == memory, _items.c.speaker.is_not(None), self._live())
+        spoken = (_items.c.memory == memory, _items.c.speaker.is_not(None), self._live())
+        # of a sealed item the column holds what stands for the name: the newest item of each tells it
+        newest = select(func.max(_items.c.seq)).where(*spoken).group_by(_items.c.speaker)
         with self._read("read speakers") as connection:
-            return tuple(sorted(connection.execute(query).scalars()))
+            found = self._opened(connection, _select([]).where(_items.c.seq.in_(newest)))
+        return tuple(sorted({item.speaker for _, item in found if item.speaker is not None}))
 
+    @retried
     def count(self, memory: str) -> int:
         """How many live items a memory has."""
         query = select(func.count()).select_from(_items).where(_items.c.memory == memory, self._live())
         with self._read("count items") as connection:
             return int(connection.execute(query).scalar_one())
 
+    @retried
     def memories(self, prefix: str = "") -> list[str]:
         """The memories that have live items, by name; `prefix` such as `c/` chooses."""
-        query = select(_items.c.memory).distinct().where(self._live()).order_by(_items.c.memory)
+        query = select(_items.c.memory).distinct().where(self._live())
         if prefix:
             query = query.where(func.substr(_items.c.memory, 1, len(prefix)) == prefix)
         with self._read("list memories") as connection:
-            return list(connection.execute(query).scalars())
+            return sorted(connection.execute(query).scalars())  # a server may have an order of its own
 
-    # ------------------------------------------------------------------------------------------------------ sessions
-    def create_session(self, record: SessionRecord) -> bool:
-        """Write a session unless one of that id is there; whether it was written. Safe against other processes."""
-        row = session_row(record)
-        with self._write("create session") as connection:
-            if connection.execute(select(_sessions.c.id).where(_sessions.c.id == record.id)).first() is not None:
-                return False
-            connection.execute(insert(_sessions).values(row))
-        return True
+    # ------------------------------------------------------------------------------------------------------- sealing
+    def masters_used(self) -> dict[str, int]:
+        """How many data keys each master key wraps, by its id."""
+        with self._read("read keys") as connection:
+            return self._keyring.masters_used(connection)
 
-    def put_session(self, record: SessionRecord) -> None:
-        """Write a session, or write it over."""
-        row = session_row(record)
-        with self._write("write session") as connection:
-            connection.execute(delete(_sessions).where(_sessions.c.id == record.id))
-            connection.execute(insert(_sessions).values(row))
+    @retried
+    def seal_plain(self, on_progress: Callable[[int, int], None] | None = None) -> int:
+        """Seal what an earlier version, or one with sealing off, has written; how many rows that were.
 
-    def update_session(self, record: SessionRecord) -> bool:
-        """Write a session over if it is there; whether it was."""
-        row = session_row(record)
-        with self._write("write session") as connection:
-            return bool(connection.execute(update(_sessions).where(_sessions.c.id == record.id).values(row)).rowcount)
+        A memory at a time, each in one transaction with the making of its key; `on_progress` gets rows done and all.
+        """
+        if not self._keyring.makes:
+            return 0
+        with self._read("count unsealed rows") as connection:
+            plain = plain_scopes(connection)
+            for scope in self._keyring.sealed(connection, plain):
+                del plain[scope]  # what is plain in a sealed memory is no old row: reading it says so
+        done, total = 0, sum(plain.values())
+        for scope, count in sorted(plain.items()):
+            with self._write("seal rows") as connection:
+                self._keyring.current(connection, [scope])
+            done += count
+            if on_progress is not None:
+                on_progress(done, total)
+        if done:
+            self._scrub()
+        return done
 
-    def get_session(self, id: str) -> SessionRecord | None:
-        """The session, expired or not."""
-        with self._read("read session") as connection:
-            row = connection.execute(select(_sessions).where(_sessions.c.id == id)).first()
-        return None if row is None else session_of(row)
+    @retried
+    def rewrap(self, limit: int = 500, then: Callable[[], None] | None = None) -> int:
+        """Wrap data keys anew that the first master key does not wrap, at most `limit`; how many those were.
 
-    def list_sessions(self, cursor: str | None = None, limit: int = 50) -> tuple[list[SessionRecord], str | None]:
-        """A page of sessions, oldest first, and the cursor of the next one."""
-        check_limit(limit)
-        query = select(_sessions).order_by(_sessions.c.created_at, _sessions.c.id).limit(limit + 1)
-        if cursor is not None:
-            created_at, last_id = decode_cursor("sessions", cursor, (float, str))
-            later = and_(_sessions.c.created_at == created_at, _sessions.c.id > last_id)
-            query = query.where(or_(_sessions.c.created_at > created_at, later))
-        with self._read("list sessions") as connection:
-            found = [session_of(row) for row in connection.execute(query)]
-        last = found[limit - 1] if len(found) > limit else None
-        return found[:limit], None if last is None else encode_cursor("sessions", float(last.created_at), last.id)
-
-    def expired_sessions(self, limit: int = 100) -> list[SessionRecord]:
-        """Sessions whose time is over, for the caller to delete."""
-        query = select(_sessions).where(_sessions.c.expires_at <= self._clock.now())
-        with self._read("read expired sessions") as connection:
-            return [session_of(row) for row in connection.execute(query.order_by(_sessions.c.expires_at).limit(limit))]
-
-    def delete_session(self, id: str) -> bool:
-        """Delete the session's row; whether it was there. Its items are `drop_memory`'s."""
-        with self._write("delete session") as connection:
-            return bool(connection.execute(delete(_sessions).where(_sessions.c.id == id)).rowcount)
+        When there were none `then` is called while nobody can make a key.
+        """
+        with self._write("wrap keys anew") as connection:
+            count = self._keyring.rewrap(connection, limit)
+            if not count and then is not None:
+                then()
+        return count
 
     # ------------------------------------------------------------------------------------------------------- helpers
-    @contextmanager
-    def _write(self, what: str, how: str = "full") -> Iterator[Connection]:
-        with faults(what), self._writing, self._engine.execution_options(write=how).begin() as connection:
-            yield connection
+    def _mark(self) -> None:
+        """A first key, by which other processes see that this journal is sealed."""
+        with self._write("make a key") as connection:
+            self._keyring.current(connection, ["journal"])
 
-    @contextmanager
-    def _read(self, what: str) -> Iterator[Connection]:
-        with faults(what), self._reading, self._engine.connect() as connection:
-            yield connection
+    def _opened(self, connection: Connection, query: Select[Any]) -> list[tuple[str, Item]]:
+        """The items of a query; read once more if one does not open, because it may have been on its way out."""
+        try:
+            return open_items(connection, self._keyring, connection.execute(query).all())
+        except SealBroken:
+            with self._keyring.noting():
+                return open_items(connection, self._keyring, connection.execute(query).all())
+
+    def _sound(self, connection: Connection, query: Select[Any]) -> list[tuple[str, Item]]:
+        """The items of those memories that open; SealBroken when there are others only."""
+        without: list[str] = []
+        while True:
+            try:
+                found = self._opened(connection, query.where(_items.c.memory.not_in(without)))
+            except SealBroken as fault:
+                if fault.memory in without:
+                    raise
+                without.append(fault.memory)
+                broken = fault
+            else:
+                if without and not found:
+                    raise broken
+                return found
+
+    def _change_key(self, connection: Connection, memory: str) -> None:
+        """Destroy a memory's key; a session that is still there gets a new one."""
+        row = connection.execute(select(_sessions).where(_sessions.c.id == memory[2:])).first()
+        if row is None or row.key is None or not memory.startswith("s/"):
+            self._keyring.destroy(connection, memory)
+            return
+        record = open_session(row, self._keyring.by_id(connection, [row.key]), ())
+        self._keyring.destroy(connection, memory)
+        sealed = seal_session(session_row(record), self._keyring.current(connection, [memory]).get(memory))
+        connection.execute(update(_sessions).where(_sessions.c.id == record.id).values(sealed))
 
     def _live(self) -> ColumnElement[bool]:
         return and_(_kept(), or_(_items.c.expires_at.is_(None), _items.c.expires_at > self._clock.now()))
@@ -304,13 +426,9 @@ class Journal:
     def _bury(self, connection: Connection, which: ColumnElement[bool]) -> int:
         chosen = select(_items.c.seq).where(which, _kept())
         connection.execute(delete(_codes).where(_codes.c.seq.in_(chosen)))
-        blank = {"text": b"", "metadata": b"{}", "speaker": None, "amplitudes": None, "expires_at": None}
+        blank = {"text": b"", "metadata": b"{}", "speaker": None, "amplitudes": None, "expires_at": None, "key": None}
         change = update(_items).where(which, _kept()).values(**blank, forgotten_at=self._clock.now())
         return connection.execute(change).rowcount
-
-    def _scrub(self) -> None:
-        with faults("overwrite forgotten items"), self._writing:
-            scrub(self._engine)
 
 
 def _kept() -> ColumnElement[bool]:
@@ -324,11 +442,11 @@ def _missing(connection: Connection, sessions: Collection[str]) -> set[str]:
     return set(sessions) - found
 
 
-def _select(code: str | None) -> Select[Any]:
+def _select(code: str | Collection[str] | None) -> Select[Any]:
     joined = _codes.c.seq == _items.c.seq
     if code is not None:
-        joined = and_(joined, _codes.c.code == code)
-    return select(_items, _codes.c.rows).select_from(_items.outerjoin(_codes, joined))
+        joined = and_(joined, _codes.c.code.in_([code] if isinstance(code, str) else code))
+    return select(_items, _codes.c.rows, _codes.c.code).select_from(_items.outerjoin(_codes, joined))
 
 
 def _chunks(values: Iterable[_T]) -> Iterator[list[_T]]:

@@ -8,10 +8,12 @@ import hashlib
 from typing import Any
 
 import msgspec
+from sqlalchemy import Column, ColumnElement, func
 
 from qraf.errors import InvalidRequest
+from qraf.tenants import DEFAULT_TENANT
 
-__all__ = ["MAX_PAGE", "check_limit", "decode_cursor", "encode_cursor"]
+__all__ = ["MAX_PAGE", "check_limit", "decode_cursor", "encode_cursor", "of_tenant"]
 
 MAX_PAGE = 200
 
@@ -20,6 +22,13 @@ def check_limit(limit: int) -> None:
     """Refuse a page size outside 1 to `MAX_PAGE`; it is never cut down silently."""
     if isinstance(limit, bool) or not 1 <= limit <= MAX_PAGE:
         raise InvalidRequest(f"`limit` must be 1 to {MAX_PAGE}, but is {limit}", "/limit")
+
+
+def of_tenant(name: Column[str], tenant: str) -> ColumnElement[bool]:
+    """Whether an inside name in a column is a tenant's."""
+    if tenant == DEFAULT_TENANT:
+        return ~name.contains("/")
+    return func.substr(name, 1, len(tenant) + 1) == f"{tenant}/"
 
 
 def encode_cursor(scope: str, *position: Any) -> str:

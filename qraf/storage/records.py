@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["Committed", "Draft", "SessionRecord", "SessionState"]
+__all__ = ["Committed", "Draft", "SessionRecord", "SessionState", "StateRecord"]
 
 SessionState = Literal["open", "paused"]
 
@@ -34,7 +34,10 @@ class Committed(msgspec.Struct, frozen=True):
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A session as the journal holds it. `node_hint` is the home node at its last opening."""
+    """A session as the journal holds it. `node_hint` is the home node at its last opening.
+
+    `bits` is the precision of its memory's codes and `budget_bytes` what the memory may hold; None: what the node says.
+    """
 
     id: str
     created_at: float
@@ -43,3 +46,16 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float | None = None
     state: SessionState = "open"
     node_hint: str = ""
+    bits: int | None = None
+    budget_bytes: int | None = None
+
+
+class StateRecord(msgspec.Struct, frozen=True):
+    """A stored state: its packet, and what is shown of it (`view`, JSON). Times are seconds since 1970."""
+
+    id: str
+    version: int
+    view: bytes
+    packet: bytes
+    created_at: float = 0.0
+    updated_at: float = 0.0

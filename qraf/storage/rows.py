@@ -11,13 +11,14 @@ from qraf.errors import InvalidRequest
 from qraf.records import Item
 from qraf.storage.records import Draft, SessionRecord
 
-__all__ = ["check_name", "draft_row", "encode_json", "item_of", "session_of", "session_row"]
+__all__ = ["check_name", "draft_row", "encode_json", "item_of", "made_item", "session_of", "session_row"]
 
 
-def check_name(name: str, what: str) -> str:
-    """Refuse a name that a column cannot hold."""
+def check_name(name: str, what: str, *, is_secret: bool = False) -> str:
+    """Refuse a name that a column cannot hold; a secret one is not quoted."""
     if not name or len(name) > 512 or "\0" in name:
-        raise InvalidRequest(f"{what} must have 1 to 512 characters and no NUL, but is {name!r:.80}")
+        found = f"has {len(name)}" if is_secret else f"is {name!r:.80}"
+        raise InvalidRequest(f"{what} must have 1 to 512 characters and no NUL, but {found}")
     _utf8(name, what)
     return name
 
@@ -33,7 +34,7 @@ def encode_json(value: Any, what: str, pointer: str = "") -> bytes:
 def draft_row(memory: str, draft: Draft) -> dict[str, Any]:
     """The row of a draft."""
     if draft.speaker is not None:
-        check_name(draft.speaker, "a speaker")
+        check_name(draft.speaker, "a speaker", is_secret=True)
     return {
         "memory": memory,
         "item_id": check_name(draft.item_id, "an item id"),
@@ -47,6 +48,11 @@ def draft_row(memory: str, draft: Draft) -> dict[str, Any]:
         "amplitudes": draft.amplitudes,
         "forgotten_at": None,
     }
+
+
+def made_item(draft: Draft, seq: int) -> Item:
+    """The item that a draft has become."""
+    return Item(seq=seq, **msgspec.structs.asdict(draft))
 
 
 def item_of(row: Row[Any]) -> Item:
@@ -63,6 +69,7 @@ def item_of(row: Row[Any]) -> Item:
         expires_at=row.expires_at,
         amplitudes=row.amplitudes,
         codes=row.rows,
+        code=row.code,
     )
 
 
@@ -76,19 +83,23 @@ def session_row(record: SessionRecord) -> dict[str, Any]:
         "expires_at": record.expires_at,
         "state": record.state,
         "node_hint": record.node_hint,
+        "bits": record.bits,
+        "budget_bytes": record.budget_bytes,
     }
 
 
-def session_of(row: Row[Any]) -> SessionRecord:
-    """The session of a row."""
+def session_of(row: Row[Any], metadata: bytes) -> SessionRecord:
+    """The session of a row, with its metadata in plain JSON."""
     return SessionRecord(
         id=row.id,
         created_at=row.created_at,
-        metadata=msgspec.json.decode(row.metadata),
+        metadata=msgspec.json.decode(metadata),
         ttl_s=row.ttl_s,
         expires_at=row.expires_at,
         state=row.state,
         node_hint=row.node_hint,
+        bits=row.bits,
+        budget_bytes=row.budget_bytes,
     )
 
 

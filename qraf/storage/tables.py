@@ -2,6 +2,10 @@
 
 Text and metadata are bytes (UTF-8, JSON), because a text may hold NUL, which PostgreSQL's text cannot, and because
 sealed text is bytes too.
+
+`key` names the data key that a row is sealed under (NULL: it is not). Of a sealed item `text` holds text, speaker and
+metadata together, `metadata` is empty and `speaker` a token; its codes are sealed under the same key. What SQL has to
+look for stays plain: names of memories and sessions, ids, numbers, times, role, pin, sizes.
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ from sqlalchemy import (
     Table,
 )
 
-__all__ = ["REVISION", "codes", "items", "metadata", "sessions"]
+__all__ = ["REVISION", "audit", "codes", "data_keys", "items", "keys", "metadata", "sessions", "states", "tickets"]
 
-REVISION = "0001"  # the newest migration; a test holds it against the files
+REVISION = "0005"  # the newest migration; a test holds it against the files
 
 metadata = MetaData()
 
@@ -43,6 +47,7 @@ items = Table(
     Column("expires_at", Double),
     Column("amplitudes", LargeBinary),
     Column("forgotten_at", Double),
+    Column("key", BigInteger),
     sqlite_autoincrement=True,  # a number is never given twice, not even after the newest row is gone
 )
 Index(
@@ -80,6 +85,81 @@ sessions = Table(
     Column("expires_at", Double),
     Column("state", String(16), nullable=False),
     Column("node_hint", String(512), nullable=False),
+    Column("bits", Integer),
+    Column("budget_bytes", BigInteger),
+    Column("key", BigInteger),
 )
 Index("sessions_created_at", sessions.c.created_at, sessions.c.id)
 Index("sessions_expires_at", sessions.c.expires_at)
+
+states = Table(
+    "states",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("size", Integer, nullable=False),  # bytes of the packet
+    Column("view", LargeBinary, nullable=False),
+    Column("packet", LargeBinary, nullable=False),
+    Column("key", BigInteger),
+)
+Index("states_created_at", states.c.created_at, states.c.id)
+Index("states_size", states.c.size)  # their sum is read from the index, not past the packets
+
+keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(64), primary_key=True),  # the prefix that is shown
+    Column("digest", LargeBinary, nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("scopes", String(512), nullable=False),  # words apart by a space; empty: all of the role
+    Column("name", String(256), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(256), nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+)
+Index("api_keys_tenant", keys.c.tenant, keys.c.created_at, keys.c.id)
+
+tickets = Table(
+    "tickets",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("principal", LargeBinary, nullable=False),
+    Column("origin", String(512), nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
+Index("tickets_expires_at", tickets.c.expires_at)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _Seq, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("subject", String(256), nullable=False),
+    Column("action", String(128), nullable=False),
+    Column("target", String(512), nullable=False),
+    Column("outcome", String(64), nullable=False),
+    Column("detail", String(512), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("request", String(64), nullable=False),
+    Column("times", Integer, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("audit_tenant", audit.c.tenant, audit.c.seq)
+
+data_keys = Table(
+    "data_keys",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),  # random
+    Column("tenant", String(64), nullable=False),
+    Column("scope", String(512), nullable=False),  # a memory, or `states/TENANT`
+    Column("master", String(16), nullable=False),  # the id of the master key that wraps it
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+Index("data_keys_scope", data_keys.c.scope, unique=True)
+Index("data_keys_master", data_keys.c.master)
