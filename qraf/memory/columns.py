@@ -75,8 +75,12 @@ class Column(Generic[_T]):
         self._data, self._n = fresh, len(values)
         old.fill(0)
 
-    def _fit(self, values: NDArray[Any]) -> np.dtype[Any]:
-        held = self._dtypes.index(self._data.dtype.type)
+    def size_of(self, values: NDArray[Any]) -> int:
+        """Bytes that would be allocated if these were all the values."""
+        return int(capacity(len(values)) * self._fit(values, 0).itemsize * np.prod(self._shape, dtype=np.int64))
+
+    def _fit(self, values: NDArray[Any], held: int | None = None) -> np.dtype[Any]:
+        held = self._dtypes.index(self._data.dtype.type) if held is None else held
         if len(self._dtypes) == 1 or not len(values):
             return np.dtype(self._dtypes[held])
         largest, smallest = int(values.max()), int(values.min())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qraf.memory.columns import Column
 from qraf.memory.lexical import Lexicon, Register
+from qraf.memory.tiers import Tiers, composed
 from qraf.records import Item
 from qraf.text.lexicon import term_ids, words
 
@@ -47,21 +48,23 @@ class SeqView(Set[int]):
 class Items:
     """Columns of equal length; row order is the order of seq, whatever order items came in.
 
-    `infidelity` is what coding each item lost, measured when it was coded, float16.
+    `coded` are the amplitudes; `infidelity` is what coding each item lost, measured when it was coded, and `guaranteed`
+    what it lost at most, both float16.
     """
 
-    def __init__(self, code_width: int) -> None:
+    def __init__(self, dim: int, bits: int) -> None:
+        self.coded = Tiers(dim, bits)
         self._seq: Column[Any] = Column(np.uint32, np.int64)
-        self._rows: Column[Any] = Column(np.uint8, width=code_width)
         self._infidelity: Column[Any] = Column(np.float16)
+        self._guaranteed: Column[Any] = Column(np.float16)
         self._at: Column[Any] = Column(np.float64)
         self._speaker: Column[Any] = Column(np.uint8, np.uint16, np.uint32)
         self._flags: Column[Any] = Column(np.uint8)
         self._words: Column[Any] = Column(np.uint16, np.uint32)
         self._columns = (
             self._seq,
-            self._rows,
             self._infidelity,
+            self._guaranteed,
             self._at,
             self._speaker,
             self._flags,
@@ -87,15 +90,15 @@ class Items:
         return self._seq.values
 
     @property
-    def rows(self) -> NDArray[np.uint8]:
-        """Coded amplitudes, (n, width)."""
-        values: NDArray[np.uint8] = self._rows.values
-        return values
-
-    @property
     def infidelity(self) -> NDArray[np.float16]:
         """What coding lost, (n,)."""
         values: NDArray[np.float16] = self._infidelity.values
+        return values
+
+    @property
+    def guaranteed(self) -> NDArray[np.float16]:
+        """What coding lost at most, (n,)."""
+        values: NDArray[np.float16] = self._guaranteed.values
         return values
 
     @property
@@ -130,13 +133,46 @@ class Items:
         """Whether the item is pinned, (n,)."""
         return (self._flags.values & _PINNED) > 0
 
+    def overlaps(self, q: NDArray[np.float32], rows: slice | NDArray[np.int64] = slice(None)) -> NDArray[np.float32]:
+        """The estimate of <q|psi> for every query (m, d) and every one of `rows`, (m, k)."""
+        overlaps: NDArray[np.float32] = self.coded.scan(q, rows)
+        gain = self.gain(rows)
+        return overlaps if gain is None else overlaps * gain.astype(np.float32)
+
+    def amplitudes(self, rows: slice | NDArray[np.int64] = slice(None)) -> NDArray[np.float32]:
+        """The amplitudes of `rows`, (k, d), whose overlaps are those of `overlaps`."""
+        decoded: NDArray[np.float32] = self.coded.decoded(rows)
+        gain = self.gain(rows)
+        return decoded if gain is None else decoded * gain[:, None].astype(np.float32)
+
+    def gain(self, rows: slice | NDArray[np.int64] = slice(None)) -> NDArray[np.float64] | None:
+        """What <q|psi'> is to be multiplied by, (k,); None where nothing is.
+
+        A code of 2 bits or 1 is a projection: it shrinks every overlap, by |psi'| sqrt F on average, as its error is
+        orthogonal to a query that knows nothing of it. Undone, so that scores of items on different rungs compare (as
+        in RaBitQ, Gao & Long 2024).
+        """
+        lengths = self.coded.lengths(rows)
+        if lengths is None:
+            return None
+        shrunk = lengths * np.sqrt(1 - self.infidelity[rows].astype(np.float64))
+        gain: NDArray[np.float64] = np.divide(1.0, shrunk, out=np.ones(len(shrunk)), where=shrunk > 0)
+        return gain
+
     @property
     def nbytes(self) -> int:
         """Bytes allocated: columns, registers, names, metadata and what holds them."""
-        names = sum(_DICT_ENTRY_BYTES + len(name.encode()) for name in self.speakers if name is not None)
-        notes = sum(_DICT_ENTRY_BYTES + len(note) for note in self.metadata.values())
-        expiries = _DICT_ENTRY_BYTES * len(self.expires_at)
-        return sum(column.nbytes for column in self._columns) + self.lexicon.nbytes + names + notes + expiries
+        columns = self.coded.nbytes + sum(column.nbytes for column in self._columns)
+        return columns + self.lexicon.nbytes + _loose_bytes(self.speakers, self.metadata, self.expires_at)
+
+    def nbytes_beside(self, rows: NDArray[np.int64]) -> int:
+        """What `rows`, ascending, would take without the others and without their coded amplitudes."""
+        seqs = self.seq[rows].tolist()
+        columns = sum(column.size_of(column.values[rows]) for column in self._columns)
+        names = [self.speakers[one] for one in np.unique(self.speaker[rows]).tolist()]
+        notes = {seq: self.metadata[seq] for seq in seqs if seq in self.metadata} if self.metadata else {}
+        ends = {seq: 0.0 for seq in seqs if seq in self.expires_at} if self.expires_at else {}
+        return columns + self.lexicon.size_of(rows) + _loose_bytes(names, notes, ends)
 
     def find(self, seqs: Sequence[int]) -> NDArray[np.int64]:
         """The rows of those `seqs` that are here, ascending, each once."""
@@ -148,7 +184,13 @@ class Items:
         return rows[is_here]
 
     # ------------------------------------------------------------------------------------------------------ changes
-    def add(self, items: Sequence[Item], rows: NDArray[np.uint8], infidelity: NDArray[np.float16]) -> int:
+    def add(
+        self,
+        items: Sequence[Item],
+        rows: NDArray[np.uint8],
+        infidelity: NDArray[np.float16],
+        guaranteed: NDArray[np.float16],
+    ) -> int:
         """Take in items with ascending seqs that are not here yet; the first row that holds one of them."""
         n, before = len(items), len(self)
         seq = np.array([item.seq for item in items], np.int64)
@@ -157,14 +199,15 @@ class Items:
         notes = {item.seq: msgspec.msgpack.encode(item.metadata) for item in items if item.metadata}
         added = (
             (self._seq, seq),
-            (self._rows, rows),
             (self._infidelity, infidelity),
+            (self._guaranteed, guaranteed),
             (self._at, np.array([item.at for item in items], np.float64)),
             (self._flags, np.array([_flags(item) for item in items], np.int64)),
             (self._words, np.array([words(item.text) for item in items], np.int64)),
             (self._speaker, np.array([self._speaker_index(item.speaker) for item in items], np.int64)),
         )
         self.lexicon.append(registers)
+        self.coded.append(rows)
         for column, values in added:
             column.append(values)
         self.metadata.update(notes)
@@ -176,7 +219,7 @@ class Items:
     def remove(self, rows: NDArray[np.int64]) -> None:
         """Let `rows` go: zeroed where they are, then closed up."""
         gone = self.seq[rows].tolist()
-        self.rows[rows] = 0
+        self.coded.zero(rows)
         for seq in gone:
             self.metadata.pop(seq, None)
             self.expires_at.pop(seq, None)
@@ -187,7 +230,14 @@ class Items:
         self.speakers = [self.speakers[one] for one in used.tolist()]
         self._speaker.replace(index[1:])
 
+    def lower(self, rows: NDArray[np.int64], level: int) -> None:
+        """Bring `rows`, ascending, from the rung above down to `level`."""
+        fidelity = self.coded.lower(rows, level)
+        lost = composed(self.infidelity[rows], self.guaranteed[rows], fidelity)
+        self.infidelity[rows], self.guaranteed[rows] = lost
+
     def _take(self, rows: NDArray[np.int64]) -> None:
+        self.coded.take(rows)
         for column in self._columns:
             column.replace(column.values[rows])
         self.lexicon.take(rows)
@@ -200,6 +250,13 @@ class Items:
         except ValueError:
             self.speakers.append(name)
             return len(self.speakers) - 1
+
+
+def _loose_bytes(names: Sequence[str | None], notes: dict[int, bytes], ends: dict[int, float]) -> int:
+    """Bytes of what is kept in dicts and lists: of speakers' names, of metadata, of times of expiry."""
+    named = sum(_DICT_ENTRY_BYTES + len(name.encode()) for name in names if name is not None)
+    noted = sum(_DICT_ENTRY_BYTES + len(note) for note in notes.values())
+    return named + noted + _DICT_ENTRY_BYTES * len(ends)
 
 
 def _register(item: Item) -> Register:

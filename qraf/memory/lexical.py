@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qraf.memory.columns import Column
 
-__all__ = ["Lexicon", "Register"]
+__all__ = ["Lexicon", "Register", "idf"]
 
 Register = tuple[NDArray[np.uint32], NDArray[np.uint16]]
 """Stem ids, ascending and each once, and how often each occurs."""
@@ -52,6 +52,22 @@ class Lexicon:
         """Bytes allocated; two numbers more are kept from one recall to the next."""
         return self._vocabulary.nbytes + self._entries.nbytes + self._lengths.nbytes
 
+    @property
+    def vocabulary(self) -> NDArray[np.uint32]:
+        """The stem ids of all items, ascending."""
+        return self._vocabulary
+
+    @property
+    def lengths(self) -> NDArray[np.unsignedinteger]:
+        """Occurrences in each item, (n,)."""
+        return self._lengths.values
+
+    def runs(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """What stands in some items: the place in `rows`, the stem's place in `vocabulary`, how often it occurs."""
+        places, lengths = self._places(rows)
+        item = np.repeat(np.arange(len(rows)), lengths)
+        return _runs(item, self._entries.values[places].astype(np.int64))
+
     def append(self, registers: Sequence[Register]) -> None:
         """Add items behind the others."""
         self._statistics = None
@@ -65,17 +81,20 @@ class Lexicon:
     def take(self, rows: NDArray[np.int64]) -> None:
         """Keep `rows`, in that order; stems that no item has any more leave the vocabulary."""
         self._statistics = None
-        lengths = self._lengths.values.astype(np.int64)
-        starts = np.cumsum(lengths) - lengths
-        kept = lengths[rows]
-        within = np.arange(int(kept.sum())) - np.repeat(np.cumsum(kept) - kept, kept)
-        entries = self._entries.values[np.repeat(starts[rows], kept) + within]
+        places, kept = self._places(rows)
+        entries = self._entries.values[places]
         used, entries = np.unique(entries, return_inverse=True)
         vocabulary = self._vocabulary[used]
         self._vocabulary.fill(0)
         self._vocabulary = vocabulary
         self._entries.replace(entries)
         self._lengths.replace(kept)
+
+    def size_of(self, rows: NDArray[np.int64]) -> int:
+        """Bytes that `rows` would take without the others."""
+        places, kept = self._places(rows)
+        used, entries = np.unique(self._entries.values[places], return_inverse=True)
+        return int(used.size * self._vocabulary.itemsize) + self._entries.size_of(entries) + self._lengths.size_of(kept)
 
     def amplitudes(
         self, terms: NDArray[np.uint32], counts: NDArray[np.float32], k1: float, b: float
@@ -96,12 +115,12 @@ class Lexicon:
         lengths = self._lengths.values.astype(np.int64)
         item = np.searchsorted(np.cumsum(lengths), hits, side="right")
         item, stem, tf = _runs(item, found[hits].astype(np.int64) - 1)
-        idf = _idf(n, np.bincount(stem, minlength=len(terms)))
+        rarity = idf(n, np.bincount(stem, minlength=len(terms)))
         counts64 = counts.astype(np.float64)
-        norm = float(np.sqrt(np.sum(idf * counts64**2))) * statistics.mean_norm
+        norm = float(np.sqrt(np.sum(rarity * counts64**2))) * statistics.mean_norm
         if norm <= 0 or not len(item):
             return np.zeros(n)
-        weight = idf[stem] * counts64[stem] * _saturated(tf, lengths[item], statistics.mean_length, k1, b)
+        weight = rarity[stem] * counts64[stem] * _saturated(tf, lengths[item], statistics.mean_length, k1, b)
         return np.bincount(item, weight, minlength=n) / norm
 
     def bitmap(self) -> bytes:
@@ -109,6 +128,17 @@ class Lexicon:
         bits = np.zeros(_BITMAP_BITS, np.uint8)
         bits[self._vocabulary % _BITMAP_BITS] = 1
         return np.packbits(bits, bitorder="little").tobytes()
+
+    def _places(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the entries of `rows` stand, in that order, and how many each has."""
+        lengths = self._lengths.values
+        kept = lengths[rows].astype(np.int64)
+        if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and (np.diff(rows) == 1).all():
+            start = int(lengths[: int(rows[0])].sum(dtype=np.int64))
+            return np.arange(start, start + int(kept.sum())), kept
+        starts = np.cumsum(lengths, dtype=np.int64)[rows] - kept
+        within = np.arange(int(kept.sum())) - np.repeat(np.cumsum(kept) - kept, kept)
+        return np.repeat(starts, kept) + within, kept
 
     def _admit(self, ids: NDArray[np.uint32]) -> None:
         """Make room in the sorted vocabulary; positions held by the items move along."""
@@ -127,15 +157,16 @@ class Lexicon:
         lengths = self._lengths.values.astype(np.int64)
         n = len(lengths)
         item, stem, tf = _runs(np.repeat(np.arange(n), lengths), self._entries.values.astype(np.int64))
-        idf = _idf(n, np.bincount(stem, minlength=len(self._vocabulary)))
+        rarity = idf(n, np.bincount(stem, minlength=len(self._vocabulary)))
         mean_length = float(lengths.mean()) if n else 0.0
-        weight = np.sqrt(idf[stem]) * _saturated(tf, lengths[item], mean_length, k1, b)
+        weight = np.sqrt(rarity[stem]) * _saturated(tf, lengths[item], mean_length, k1, b)
         norms = np.sqrt(np.bincount(item, weight**2, minlength=n))
         self._statistics = _Statistics(k1, b, mean_length, float(norms.mean()) if n else 0.0)
         return self._statistics
 
 
-def _idf(n: int, df: NDArray[np.int64]) -> NDArray[np.float64]:
+def idf(n: int, df: NDArray[np.int64]) -> NDArray[np.float64]:
+    """ln(1 + (n - df + 1/2) / (df + 1/2)) of stems that stand in `df` of `n` items."""
     return np.log1p((n - df + 0.5) / (df + 0.5))
 
 

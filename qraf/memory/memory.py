@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from qraf.clock import Clock, SystemClock
 from qraf.errors import InvalidState
+from qraf.memory.budget import Budget
+from qraf.memory.coding import code_bytes, coded_exactly, read_codes, written_code
 from qraf.memory.figures import figures_of
 from qraf.memory.items import ROLES, Items, SeqView
 from qraf.memory.scoring import Context, born, clock_factor, decay_factor, question_factor, speaker_factor
@@ -17,21 +20,10 @@ from qraf.memory.selection import mask
 from qraf.memory.state import Fold
 from qraf.memory.whitening import Whitening
 from qraf.records import Advertisement, Evidence, Figures, ForgetReceipt, Item, RecallQuery, RecallSettings, Terms
-from qraf.states import quantize
+from qraf.states.quantize import row_bytes
 from qraf.states.sketch import Sketch
 
 __all__ = ["Memory", "Recollection", "code_bytes"]
-
-_LOSS_BYTES = 2  # float16 behind the coded amplitudes
-
-
-def code_bytes(dim: int, bits: int = 4) -> int:
-    """Bytes of an item's codes as `absorb` gives and takes them: the coded row, then its measured infidelity.
-
-    >>> code_bytes(384)
-    206
-    """
-    return quantize.row_bytes(dim, bits) + _LOSS_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +33,13 @@ class Recollection:
     evidence: tuple[Evidence, ...]
     mass: float
     items_scanned: int
+
+    def joined(self, other: Recollection, k: int) -> Recollection:
+        """This measurement and another one of other items, as if they had been one: the best `k` of both."""
+        mass = self.mass + other.mass
+        ranked = sorted((*self.evidence, *other.evidence), key=lambda one: (-one.score, one.at, one.seq))[:k]
+        shared = (msgspec.structs.replace(one, probability=one.score / mass) for one in ranked)
+        return Recollection(tuple(shared), mass, self.items_scanned + other.items_scanned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +66,8 @@ class _Scores:
 class Memory:
     """The items of one session or collection on one node, without their text.
 
-    Everything here is a function of the items and the settings: the order in which items were absorbed leaves no
-    trace, and a memory rebuilt from the journal with the stored codes equals the one that grew, bit for bit.
+    Everything here is a function of the items, the settings and the budget: the order in which items were absorbed
+    leaves no trace, and a memory rebuilt from the journal with the stored codes equals the one that grew, bit for bit.
     Not safe for several threads at once.
     """
 
@@ -82,14 +81,16 @@ class Memory:
         rank: int = 32,
         half_life_s: float | None = None,
         clock: Clock | None = None,
+        max_bytes: int | None = None,
     ) -> None:
         self.memory, self.dim, self.bits, self.rank = memory, dim, bits, rank
         self.settings = settings or RecallSettings()
         self.half_life_s = half_life_s
         self._clock = clock or SystemClock()
-        self._width = quantize.row_bytes(dim, bits)
-        self._items = Items(self._width)
-        self._fold = Fold(dim, bits, rank, half_life_s)
+        self._items = Items(dim, bits)
+        self._fold = Fold(dim, rank, half_life_s)
+        self._budget = None if max_bytes is None else Budget(max_bytes, self._bytes_beside)
+        self._is_behind = False
         self._version = 0
         self._figures: Figures | None = None
         self._whitening: Whitening | None = None
@@ -101,6 +102,43 @@ class Memory:
     def version(self) -> int:
         """How many items came and went; rises with every change."""
         return self._version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self._version = version
+
+    @property
+    def max_bytes(self) -> int | None:
+        """The budget: after every `absorb`, and whatever is asked in between, `nbytes` is no larger."""
+        return None if self._budget is None else self._budget.max_bytes
+
+    @property
+    def evicted(self) -> int:
+        """How many items have left because of the budget; the journal has them."""
+        return 0 if self._budget is None else self._budget.evicted
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether the budget has made items step down or leave."""
+        return self._items.coded.is_lowered or self.evicted > 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether only a rebuild from the journal gives what items and budget call for.
+
+        It is so once an item came that was older than those that have left, and after `forget`, which makes room that
+        only codes of full precision can fill.
+        """
+        return self._is_behind
+
+    @property
+    def passed(self) -> dict[bool, int]:
+        """The largest seq that has left because of the budget: of items that are not pinned, and of pinned ones."""
+        return {False: 0, True: 0} if self._budget is None else dict(self._budget.passed)
+
+    def has_passed(self, seq: int, is_pinned: bool) -> bool:
+        """Whether an item of this seq has left because of the budget, or would have, had it been here."""
+        return self._budget is not None and self._budget.has_passed(seq, is_pinned)
 
     @property
     def seqs(self) -> SeqView:
@@ -119,35 +157,45 @@ class Memory:
         return self._items.nbytes + self._fold.nbytes + kept
 
     # ------------------------------------------------------------------------------------------------------- writing
-    def absorb(self, items: Sequence[Item], amplitudes: NDArray[np.float32]) -> list[bytes]:
+    def absorb(
+        self, items: Sequence[Item], amplitudes: NDArray[np.float32], bits_of: Sequence[int] | None = None
+    ) -> list[bytes]:
         """Take items in. Idempotent by seq: known ones change nothing. Seqs and times may come in any order.
 
+        With a budget items step down and leave until everything fits (`budget`).
+
         Args:
-            items: role `recalled` is skipped. Items with `codes` keep exactly those.
+            items: role `recalled` is skipped. Items with `codes` keep exactly those, or step down from them.
             amplitudes: (n, d), finite; rows are scaled to unit norm; zero rows are found by their words alone. Rows of
                 items with codes are not read.
+            bits_of: the precision of each item's codes, the memory's own or more; None: the memory's own.
 
         Returns:
-            The codes of each item, aligned with `items`, `code_bytes` each (b"" where skipped), for the journal.
+            The codes of each item, aligned with `items`, `code_bytes` each, for the journal; b"" for what is skipped,
+            and for what was here before and has stepped down.
 
         Raises:
             InvalidState: `amplitudes` do not fit, or codes are not of this precision; nothing was taken in.
         """
         fresh = self._fresh(items, amplitudes)
+        codes: dict[int, bytes] = {}
         if fresh:
             chosen = [items[index] for index in fresh]
-            rows, infidelity = self._coded(chosen, np.asarray(amplitudes)[fresh])
-            first = self._items.add(chosen, rows, infidelity)
+            bits = [self.bits if bits_of is None else bits_of[index] for index in fresh]
+            coded = self._coded(chosen, np.asarray(amplitudes)[fresh], bits)
+            first = self._items.add(chosen, *coded)
+            codes = {item.seq: written_code(*parts) for item, *parts in zip(chosen, *coded[:2], strict=True)}
+            if self._budget is not None:
+                first = min(first, self._budget.settle(self._items))
             self._changed(first, len(fresh))
         places = np.searchsorted(self._items.seq, np.array([item.seq for item in items], np.int64))
-        return [
-            b"" if item.role == "recalled" else self._code(int(row)) for item, row in zip(items, places, strict=True)
-        ]
+        return [codes.get(item.seq) or self._held(item, int(row)) for item, row in zip(items, places, strict=True)]
 
     def forget(self, seqs: Sequence[int]) -> ForgetReceipt:
         """Let items go: their rows are zeroed, the state is rebuilt without them. Unknown seqs are passed over."""
         before = self.figures()
         rows = self._items.find(seqs)
+        self._is_behind |= self.is_lowered and len(seqs) > 0
         if len(rows):
             self._items.remove(rows)
             self._changed(int(rows[0]), len(rows))
@@ -170,13 +218,14 @@ class Memory:
             return [Recollection((), 0.0, 0) for _ in queries]
         items, settings = self._items, self.settings
         q = np.stack([query.prompt.amplitudes for query in queries]).astype(np.float32, copy=False)
-        if settings.whiten:
-            q = self._whitened(q)
-        dense = quantize.scan(items.rows, q, self.dim, self.bits)
+        whitening = self.whitening()
+        if whitening is not None:
+            q = whitening.query(q)
+        dense = items.overlaps(q)
         context = Context(items.at, items.role == ROLES.index("document"), settings.episode_gap_s)
         question = question_factor(items.is_question, items.words, settings)
         now = self._clock.now()
-        is_live = self._is_live(now)
+        is_live = self.is_live(now)
         return [
             self._measure(query, dots.astype(np.float64), context, question, is_live, now)
             for query, dots in zip(queries, dense, strict=True)
@@ -185,8 +234,34 @@ class Memory:
     def figures(self) -> Figures:
         """What the memory's state measures; kept until the next change."""
         if self._figures is None:
-            self._figures = figures_of(self._items, self._fold, self.dim, self.bits, self._version)
+            self._figures = figures_of(self._items, self._fold, self._version, self.max_bytes, self.evicted)
         return self._figures
+
+    @property
+    def items(self) -> Items:
+        """The columns of the items, for readers in this folder."""
+        return self._items
+
+    def now(self) -> float:
+        """What the memory's clock says, in seconds since 1970."""
+        return self._clock.now()
+
+    def is_live(self, now: float) -> NDArray[np.bool_]:
+        """Which items have not expired, (n,)."""
+        live = np.ones(len(self), bool)
+        gone = [seq for seq, expires_at in self._items.expires_at.items() if expires_at <= now]
+        live[self._items.find(gone)] = False
+        return live
+
+    def whitening(self) -> Whitening | None:
+        """The whitening of the dense register as it is now; None where the settings have it off."""
+        settings = self.settings
+        if not settings.whiten:
+            return None
+        if self._whitening is None:
+            self._whitening = Whitening(self.sketch, settings.whiten_eps, settings.whiten_power)
+            self._whitening.measure(self._items.coded)
+        return self._whitening
 
     def advertisement(self, node: str) -> Advertisement:
         """What the router learns: the lexical bitmap and the int8 mean state."""
@@ -213,48 +288,44 @@ class Memory:
         known = self.seqs
         new: dict[int, int] = {}
         for index, item in enumerate(items):
-            if item.role != "recalled" and item.seq not in known:
+            if item.role == "recalled" or item.seq in known:
+                continue
+            if self.has_passed(item.seq, item.pin):
+                self._is_behind = True
+            else:
                 new.setdefault(item.seq, index)
         return [new[seq] for seq in sorted(new)]
 
     def _coded(
-        self, items: Sequence[Item], amplitudes: NDArray[np.float32]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-        rows = np.zeros((len(items), self._width), np.uint8)
-        infidelity = np.zeros(len(items), np.float16)
+        self, items: Sequence[Item], amplitudes: NDArray[np.float32], bits: Sequence[int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]:
+        """Coded rows on the first rung, what coding lost, and at most."""
+        rows = np.zeros((len(items), row_bytes(self.dim, self.bits)), np.uint8)
+        infidelity, guaranteed = np.zeros((2, len(items)), np.float16)
         exact = [row for row, item in enumerate(items) if not item.codes]
         if exact:
-            rows[exact], infidelity[exact] = _encoded(amplitudes[exact], self.bits)
-        for row, item in enumerate(items):
-            if item.codes:
-                if len(item.codes) != self._width + _LOSS_BYTES:
-                    raise InvalidState("codes", f"have {self._width + _LOSS_BYTES} bytes", f"has {len(item.codes)}")
-                rows[row] = np.frombuffer(item.codes, np.uint8, self._width)
-                infidelity[row] = np.frombuffer(item.codes, "<f2", 1, self._width)[0]
-        return rows, infidelity
+            rows[exact], infidelity[exact], guaranteed[exact] = coded_exactly(amplitudes[exact], self.bits)
+        for given in sorted({bits[row] for row, item in enumerate(items) if item.codes}):
+            some = [row for row, item in enumerate(items) if item.codes and bits[row] == given]
+            parts = read_codes([items[row].codes or b"" for row in some], self.dim, given, self.bits)
+            rows[some], infidelity[some], guaranteed[some] = parts
+        return rows, infidelity, guaranteed
 
-    def _code(self, row: int) -> bytes:
-        lost = self._items.infidelity[row : row + 1].astype("<f2")
-        code: bytes = self._items.rows[row].tobytes() + lost.tobytes()
-        return code
+    def _held(self, item: Item, row: int) -> bytes:
+        """The codes of an item that was here before."""
+        if item.role == "recalled" or row >= len(self) or int(self._items.seq[row]) != item.seq:
+            return b""
+        best = self._items.coded.best(row)
+        return b"" if best is None else written_code(best, self._items.infidelity[row])
+
+    def _bytes_beside(self, items: int) -> int:
+        whitening = Whitening.most_bytes(self.dim, self.rank) if self.settings.whiten and items else 0
+        return self._fold.most_bytes(items) + whitening
 
     def _changed(self, first_row: int, num_items: int) -> None:
         self._fold.changed_from(first_row)
         self._version += num_items
         self._figures = self._whitening = None
-
-    def _whitened(self, q: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._whitening is None:
-            settings = self.settings
-            self._whitening = Whitening(self.sketch, settings.whiten_eps, settings.whiten_power)
-            self._whitening.measure(self._items.rows, self.bits)
-        return self._whitening.query(q)
-
-    def _is_live(self, now: float) -> NDArray[np.bool_]:
-        live = np.ones(len(self), bool)
-        gone = [seq for seq, expires_at in self._items.expires_at.items() if expires_at <= now]
-        live[self._items.find(gone)] = False
-        return live
 
     def _measure(
         self,
@@ -304,20 +375,6 @@ class Memory:
             role=ROLES[int(items.role[row])],
             at=float(items.at[row]),
         )
-
-
-def _encoded(amplitudes: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """Code rows at unit norm; what each lost, measured."""
-    if not np.isfinite(amplitudes).all():
-        raise InvalidState("amplitudes", "be finite", "hold NaN or infinity")
-    norm = np.linalg.norm(amplitudes.astype(np.float64), axis=1, keepdims=True)
-    unit = np.divide(amplitudes, norm, out=np.zeros(amplitudes.shape), where=norm > 0).astype(np.float32)
-    rows = quantize.encode(unit, bits)
-    infidelity = np.zeros(len(unit), np.float16)
-    some = norm[:, 0] > 0
-    if some.any():
-        infidelity[some] = 1 - quantize.loss(unit[some], rows[some], bits)[0]
-    return rows, infidelity
 
 
 def _best(total: NDArray[np.float64], at: NDArray[np.float64], k: int) -> list[int]:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from qraf.records import DateMention, RecallSettings
 
-__all__ = ["Context", "born", "clock_factor", "decay_factor", "question_factor", "speaker_factor"]
+__all__ = ["DAY_S", "Context", "born", "clock_factor", "decay_factor", "moments", "question_factor", "speaker_factor"]
 
-_DAY_S = 86400.0
+DAY_S = 86400.0
 
 
 class Context:
@@ -34,14 +34,15 @@ class Context:
         if len(times) > 1 and (np.diff(times) < 0).any():
             order = np.argsort(times, kind="stable")  # rows come in order of seq, which breaks ties
             turns, times = turns[order], times[order]
-        self._turns = turns
-        self._stretch = np.concatenate(([0], np.cumsum(np.diff(times) > gap_s))) if len(times) else np.zeros(0, int)
+        self.turns = turns
+        """rows of the turns, in time order"""
+        self.stretch = np.concatenate(([0], np.cumsum(np.diff(times) > gap_s))) if len(times) else np.zeros(0, int)
 
     def neighbours(
         self, p: NDArray[np.float64], previous: Sequence[float], following: Sequence[float]
     ) -> NDArray[np.float64]:
         """What the turns around each item add to it, (n,)."""
-        mine, stretch = p[self._turns], self._stretch
+        mine, stretch = p[self.turns], self.stretch
         added = np.zeros(len(mine))
         for distance, (before, after) in enumerate(_pairs(previous, following), 1):
             if distance >= len(mine):
@@ -50,7 +51,7 @@ class Context:
             added[distance:] += before * mine[:-distance] * together
             added[:-distance] += after * mine[distance:] * together
         out = np.zeros(len(p))
-        out[self._turns] = added
+        out[self.turns] = added
         return out
 
 
@@ -99,16 +100,21 @@ def clock_factor(
     t_q is the middle of the day, month or year in UTC; sigma goes with what was named.
     """
     best = np.zeros(len(at))
-    if len(dates) and len(at):
-        seconds = at.astype("datetime64[s]")
-        years = np.unique(seconds.astype("datetime64[Y]").astype(np.int64) + 1970)
-        for mention in dates:
-            for year in [mention.year] if mention.year is not None else years.tolist():
-                moment = _moment(year, mention, settings)
-                if moment is not None:
-                    t_q, sigma_s = moment
-                    np.maximum(best, np.exp(-(((at - t_q) / sigma_s) ** 2) / 2), out=best)
+    for t_q, sigma in moments(dates, at):
+        away = (at - t_q) / (getattr(settings, sigma) * DAY_S)
+        np.maximum(best, np.exp(-(away**2) / 2), out=best)
     return 1 + settings.date_gain * best
+
+
+def moments(dates: Sequence[DateMention], at: NDArray[np.float64]) -> list[tuple[float, str]]:
+    """The middle of everything that the dates may mean, in seconds, each with the name of its sigma."""
+    if not len(dates) or not len(at):
+        return []
+    years = np.unique(at.astype("datetime64[s]").astype("datetime64[Y]").astype(np.int64) + 1970).tolist()
+    found = [
+        _moment(year, mention) for mention in dates for year in ([mention.year] if mention.year is not None else years)
+    ]
+    return [moment for moment in found if moment is not None]
 
 
 def decay_factor(
@@ -121,20 +127,20 @@ def decay_factor(
     return np.where(is_pinned, 1.0, np.exp2(-age / half_life_s))
 
 
-def _moment(year: int, mention: DateMention, settings: RecallSettings) -> tuple[float, float] | None:
-    """The middle of what was named, in seconds, and its sigma; None for a day that this year does not have."""
+def _moment(year: int, mention: DateMention) -> tuple[float, str] | None:
+    """The middle of what was named, in seconds, and which sigma it has; None for a day that this year does not have."""
     if mention.month is None:
-        start, end, sigma_d = _start(year, 1), _start(year + 1, 1), settings.year_sigma_d
+        start, end, sigma = _start(year, 1), _start(year + 1, 1), "year_sigma_d"
     else:
-        start, sigma_d = _start(year, mention.month), settings.month_sigma_d
+        start, sigma = _start(year, mention.month), "month_sigma_d"
         end = _start(year + mention.month // 12, mention.month % 12 + 1)
         if mention.day is not None:
-            first, sigma_d = start, settings.day_sigma_d
-            start = first + (mention.day - 1) * _DAY_S
+            first, sigma = start, "day_sigma_d"
+            start = first + (mention.day - 1) * DAY_S
             if start >= end:
                 return None
-            end = start + _DAY_S
-    return (start + end) / 2, sigma_d * _DAY_S
+            end = start + DAY_S
+    return (start + end) / 2, sigma
 
 
 def _start(year: int, month: int) -> float:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qraf.memory.items import Items
-from qraf.states import quantize
 from qraf.states.sketch import Sketch
 
 __all__ = ["Fold"]
@@ -26,8 +25,8 @@ class Fold:
     With a half-life weights are 2^((at - newest) / half life), so the newest item weighs 1 and only ratios matter.
     """
 
-    def __init__(self, dim: int, bits: int, rank: int, half_life_s: float | None) -> None:
-        self._dim, self._bits, self._rank, self._half_life_s = dim, bits, rank, half_life_s
+    def __init__(self, dim: int, rank: int, half_life_s: float | None) -> None:
+        self._dim, self._rank, self._half_life_s = dim, rank, half_life_s
         self.reset()
 
     def reset(self) -> None:
@@ -41,6 +40,11 @@ class Fold:
     def nbytes(self) -> int:
         """Bytes of the arrays held."""
         return self._total.nbytes + (0 if self._sketch is None else self._sketch.nbytes)
+
+    def most_bytes(self, items: int) -> int:
+        """The most that `nbytes` can be with so many items, whatever was asked of the memory."""
+        rank = min(self._rank, self._dim)
+        return 2 * rank * self._dim + 8 * rank + 8 * self._dim if _folded_rows(items) else 0
 
     def changed_from(self, row: int) -> None:
         """Items from `row` on are new or gone; what was folded of them must be folded again."""
@@ -79,7 +83,7 @@ class Fold:
         end = _folded_rows(len(items))
         while self.rows < end:
             block = slice(self.rows, max(_FIRST_BLOCK, self.rows + _BLOCK))
-            unit, at = self._unit(items.rows[block]), items.at[block]
+            unit, at = _unit(items.coded.decoded(block)), items.at[block]
             newest = max(self._newest, float(at.max()))
             if self._sketch is None:
                 self._sketch, self._total = self._empty(), np.zeros(self._dim)
@@ -95,13 +99,7 @@ class Fold:
     def _tail(self, items: Items) -> tuple[NDArray[np.float32], float]:
         at = items.at[self.rows :]
         newest = max([self._newest, float(at.max())] if len(at) else [self._newest])
-        return self._unit(items.rows[self.rows :]), newest
-
-    def _unit(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-        decoded = quantize.decode(rows, self._dim, self._bits)
-        norm = np.linalg.norm(decoded, axis=1, keepdims=True)
-        unit: NDArray[np.float32] = np.divide(decoded, norm, out=np.zeros_like(decoded), where=norm > 0)
-        return unit
+        return _unit(items.coded.decoded(slice(self.rows, None))), newest
 
     def _gamma(self, newest: float) -> float:
         if self._half_life_s is None or newest <= self._newest:
@@ -113,6 +111,12 @@ class Fold:
             return np.ones(len(at))
         weights: NDArray[np.float64] = np.maximum(np.exp2((at - newest) / self._half_life_s), _TINY)
         return weights
+
+
+def _unit(decoded: NDArray[np.float32]) -> NDArray[np.float32]:
+    norm = np.linalg.norm(decoded, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = np.divide(decoded, norm, out=np.zeros_like(decoded), where=norm > 0)
+    return unit
 
 
 def _folded_rows(n: int) -> int:

@@ -12,12 +12,13 @@ import networkx as nx
 
 from qraf.network import models
 from qraf.network.document import Document
+from qraf.network.noise import noise_faults
 from qraf.network.topology import CODE_FIDELITY, EMBEDDED_MODEL, ENCODER_DIMS
 
 __all__ = ["check", "count_gpus"]
 
 _GENERATOR_KEYS = ("model", "url", "scaling")
-_MEMORY_KEYS = ("holds", "capacity", "recall", "decay", "rank", "bits", "encoder", "fidelity")
+_MEMORY_KEYS = ("holds", "capacity", "budget", "recall", "decay", "rank", "bits", "encoder", "fidelity")
 
 
 def check(
@@ -77,7 +78,8 @@ class _Checks:
             self._tell(("nodes",), "no node holds sessions", "give one memory node `holds: sessions`", key=True)
         graph = self._links()
         self._ingress(graph)
-        self._unavailable()
+        self._services()
+        self._states()
         self._tests()
 
     # ---------------------------------------------------------------------------------------------- single parts
@@ -142,9 +144,8 @@ class _Checks:
             what = f"model '{node.model}' is not embedded"
             self._tell(("nodes", name, "model"), what, f"write '{EMBEDDED_MODEL}', or give the `url` of its server")
         if node.scaling and (node.scaling.min, node.scaling.max) != (1, 1):
-            self._tell(
-                ("nodes", name, "scaling"), "`scaling` other than {min: 1, max: 1} is not available yet", key=True
-            )
+            what, hint = "`scaling` of a node is not available yet", "scale `services.generate`, which all nodes share"
+            self._tell(("nodes", name, "scaling"), what, hint, key=True)
 
     def _wrong_role(self, name: str, node: models.Node, keys: Iterable[str], role: str) -> None:
         for key in keys:
@@ -175,9 +176,8 @@ class _Checks:
                     if source is not None and target is not None:
                         self._link(graph, where, source, target)
             self._fidelity(("links", index), f"links[{index}]", link.bits, link.fidelity)
-            if link.noise is not None and link.noise.pauli and sum(link.noise.pauli) > 1:
-                what = f"the channel is not trace preserving: its probabilities add up to {sum(link.noise.pauli):g}"
-                self._tell(("links", index, "noise", "pauli"), what)
+            for fault in noise_faults(link):
+                self._tell(("links", index, *fault.path), fault.what, fault.hint, key=fault.is_key)
         return graph
 
     def _ends(self, index: int, key: str, names: list[str]) -> list[tuple[tuple[str | int, ...], str]]:
@@ -229,15 +229,26 @@ class _Checks:
             self._tell(("ingress",), f"no path from ingress '{ingress}' to a generator")
 
     # -------------------------------------------------------------------------------------------------- the rest
-    def _unavailable(self) -> None:
-        for index, link in enumerate(self.file.links):
-            for key in ("noise", "protect"):
-                if getattr(link, key) is not None:
-                    self._tell(
-                        ("links", index, key), f"`{key}` on a link is not available yet", "leave it out", key=True
-                    )
-        if self.file.services is not None:
-            self._tell(("services",), "`services` are not available yet", "leave them out", key=True)
+    def _services(self) -> None:
+        generators = [node for node in self.file.nodes.values() if node.role == "generator"]
+        generate = self.file.services.generate if self.file.services is not None else None
+        if generate is not None and all(node.url for node in generators):
+            what = "service 'generate' runs the embedded model, but no generator node is without a `url`"
+            self._tell(("services", "generate"), what, key=True)
+        for name in type(self.file.services).model_fields if self.file.services is not None else ():
+            service = getattr(self.file.services, name)
+            if service is not None and service.scaling.min > service.scaling.max:
+                bounds = service.scaling
+                what = f"`scaling.min` of service '{name}' is {bounds.min}, above its `scaling.max` {bounds.max}"
+                self._tell(("services", name, "scaling", "min"), what)
+
+    def _states(self) -> None:
+        kinds = [name for name in models.State.model_fields if name not in ("dims", "normalize")]
+        for name, state in self.file.states.items():
+            given = [kind for kind in kinds if getattr(state, kind) is not None]
+            if len(given) != 1:
+                what = f"state '{name}' must have exactly one of {', '.join(kinds)}, but has {len(given)}"
+                self._tell(("states", name), what, key=True)
 
     def _tests(self) -> None:
         held = tuple({name for node in self.file.nodes.values() if node.holds for name in node.holds.collections})

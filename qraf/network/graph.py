@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from itertools import pairwise
 
 from qraf.network.layout import Layout, layered
+from qraf.network.links import LinkChannel
 from qraf.network.topology import LinkSpec, NodeSpec, Topology
 
 __all__ = ["dot", "mermaid", "svg"]
@@ -17,11 +19,18 @@ _INK, _FAINT, _LINE, _PAPER = "#1B1F24", "#57606A", "#8C959F", "#FFFFFF"
 _BOX = (184.0, 66.0)
 _COLUMN, _ROW, _MARGIN = 344.0, 92.0, 36.0
 _HEAD, _FOOT, _ENTRY = 58.0, 44.0, 70.0
+_LINE_HIGH = 12.5
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
 
-def svg(topology: Topology) -> str:
-    """A standalone SVG: layers from the ingress on the left to the generators, hosts by colour and name."""
+Channels = Mapping[tuple[str, str], LinkChannel]
+
+
+def svg(topology: Topology, channels: Channels | None = None) -> str:
+    """A standalone SVG: layers from the ingress on the left to the generators, hosts by colour and name.
+
+    `channels` of `links.link_channels`: noisy links then show their error and w, not just what is stated of them.
+    """
     graph = topology.graph()
     layout = layered(graph, column=_COLUMN, row=_ROW, box=_BOX, margin=_MARGIN)
     width, height = max(layout.width + _ENTRY, 560.0), layout.height + _HEAD + _FOOT
@@ -39,7 +48,9 @@ def svg(topology: Topology) -> str:
         _text(_MARGIN, 51, _shortened(topology.description, int(width / 6.6)), size=12, fill=_FAINT),
         f'<g transform="translate({_ENTRY:.0f} {_HEAD:.0f})">',
     ]
-    parts += [_link(link, layout, many_out[link.source] >= many_in[link.target]) for link in topology.links]
+    parts += [
+        _link(link, layout, many_out[link.source] >= many_in[link.target], channels or {}) for link in topology.links
+    ]
     parts += [
         _box(node, *layout.place[node.name], colour, node.name == topology.ingress) for node in topology.nodes.values()
     ]
@@ -52,8 +63,8 @@ def svg(topology: Topology) -> str:
     return "\n".join(parts) + "\n"
 
 
-def dot(topology: Topology) -> str:
-    """Graphviz DOT, hosts as clusters."""
+def dot(topology: Topology, channels: Channels | None = None) -> str:
+    """Graphviz DOT, hosts as clusters; `channels` as of `svg`."""
     colour = _host_colours(topology)
     lines = [
         f"digraph {_quoted(topology.name)} {{",
@@ -65,13 +76,17 @@ def dot(topology: Topology) -> str:
         lines += [f"    {_dot_node(node, topology)};" for node in topology.nodes_on(host)]
         lines.append("  }")
     lines += [f"  {_dot_node(node, topology)};" for node in topology.generators()]
+    if topology.services:
+        lines.append(f"  label={_quoted(f'service {_replicas(topology)}')};")
     for link in topology.links:
-        lines.append(f"  {_quoted(link.source)} -> {_quoted(link.target)} [label={_quoted(_label(link))}];")
+        label = _quoted("\n".join(_label(link, channels or {}))).replace("\n", "\\n")
+        style = "" if link.noise is None else " style=dashed"
+        lines.append(f"  {_quoted(link.source)} -> {_quoted(link.target)} [label={label}{style}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def mermaid(topology: Topology) -> str:
-    """A Mermaid flowchart, hosts as subgraphs; for Markdown files."""
+def mermaid(topology: Topology, channels: Channels | None = None) -> str:
+    """A Mermaid flowchart, hosts as subgraphs; for Markdown files; `channels` as of `svg`."""
     ids = {name: f"n{at}" for at, name in enumerate(topology.nodes)}
     lines = ["flowchart LR"]
     for at, host in enumerate(topology.hosts):
@@ -80,7 +95,12 @@ def mermaid(topology: Topology) -> str:
         lines.append("  end")
     lines += [f'  {ids[node.name]}(["{_bold(node)}"])' for node in topology.generators()]
     lines.append(f'  prompts(("prompts")) --> {ids[topology.ingress]}')
-    lines += [f'  {ids[each.source]} -->|"{_entity(_label(each))}"| {ids[each.target]}' for each in topology.links]
+    if topology.services:
+        lines.append(f'  services["service {_entity(_replicas(topology))}"]')
+    for each in topology.links:
+        label = "<br/>".join(_entity(line) for line in _label(each, channels or {}))
+        arrow = "-->" if each.noise is None else "-.->"
+        lines.append(f'  {ids[each.source]} {arrow}|"{label}"| {ids[each.target]}')
     return "\n".join(lines) + "\n"
 
 
@@ -111,14 +131,15 @@ def _box(node: NodeSpec, x: float, y: float, colour: dict[str, str], is_ingress:
     return "".join(parts)
 
 
-def _link(link: LinkSpec, layout: Layout, label_at_target: bool) -> str:
+def _link(link: LinkSpec, layout: Layout, label_at_target: bool, channels: Channels) -> str:
     (x1, y1), (x2, y2) = layout.place[link.source], layout.place[link.target]
     half = _BOX[0] / 2
-    label = escape(_label(link))
+    label, is_noisy = _label(link, channels), link.noise is not None
+    above = 7 + _LINE_HIGH * (len(label) - 1)
     if layout.layer[link.target] <= layout.layer[link.source]:  # inside a cycle: around the right side
         out = max(x1, x2) + half + 56
         path = f"M{x1 + half:.1f} {y1:.1f} C{out:.1f} {y1:.1f} {out:.1f} {y2:.1f} {x2 + half + 3:.1f} {y2:.1f}"
-        return _path(path) + _halo(out - 14, (y1 + y2) / 2 + 4, label)
+        return _path(path, is_noisy) + _halo(out - 14, (y1 + y2) / 2 + 4, label)
     points = [(x1 + half, y1), *layout.bends[link.source, link.target], (x2 - half - 3, y2)]
     if len(points) > 2:
         wide = half + 8  # straight while beside the boxes of the layers between
@@ -133,11 +154,11 @@ def _link(link: LinkSpec, layout: Layout, label_at_target: bool) -> str:
             else (f" C{ax + pull:.1f} {ay:.1f} {bx - pull:.1f} {by:.1f} {bx:.1f} {by:.1f}")
         )
     if len(points) > 2:
-        return _path(path) + _halo((points[1][0] + points[2][0]) / 2, points[1][1] - 5, label)
+        return _path(path, is_noisy) + _halo((points[1][0] + points[2][0]) / 2, points[1][1] - above + 2, label)
     (ax, ay), (bx, by) = points  # the label lies at its end of the link, on the side that the curve does not take
     if label_at_target:
-        return _path(path) + _halo(bx - 14, by + (15 if ay < by - 1 else -7), label, "end")
-    return _path(path) + _halo(ax + 9, ay + (15 if by < ay - 1 else -7), label, "start")
+        return _path(path, is_noisy) + _halo(bx - 14, by + (15 if ay < by - 1 else -above), label, "end")
+    return _path(path, is_noisy) + _halo(ax + 9, ay + (15 if by < ay - 1 else -above), label, "start")
 
 
 def _legend(topology: Topology, colour: dict[str, str], x: float, y: float) -> str:
@@ -147,11 +168,18 @@ def _legend(topology: Topology, colour: dict[str, str], x: float, y: float) -> s
         parts.append(f'<rect x="{x:.1f}" y="{y - 10:.1f}" width="12" height="12" rx="2" fill="{colour[host.name]}"/>')
         parts.append(_text(x + 18, y, asks, size=12))
         x += 46 + 6.8 * len(asks)
+    parts += [_text(x, y, f"service {_replicas(topology)}", size=12, fill=_FAINT)] if topology.services else []
     return "".join(parts)
 
 
-def _path(d: str) -> str:
-    return f'<path d="{d}" fill="none" stroke="{_LINE}" stroke-width="1.4" marker-end="url(#tip)"/>'
+def _replicas(topology: Topology) -> str:
+    """The services with how many replicas of each may run."""
+    return ", ".join(f"{one.name} {one.min_replicas}-{one.max_replicas}" for one in topology.services)
+
+
+def _path(d: str, is_noisy: bool = False) -> str:
+    dashes = ' stroke-dasharray="6 4"' if is_noisy else ""
+    return f'<path d="{d}" fill="none" stroke="{_LINE}" stroke-width="1.4"{dashes} marker-end="url(#tip)"/>'
 
 
 def _line(points: tuple[tuple[float, float], tuple[float, float]]) -> str:
@@ -159,11 +187,13 @@ def _line(points: tuple[tuple[float, float], tuple[float, float]]) -> str:
     return _path(f"M{x1:.1f} {y1:.1f} L{x2:.1f} {y2:.1f}")
 
 
-def _halo(x: float, y: float, label: str, anchor: str = "middle") -> str:
-    """A label that stays readable where it stands on a line."""
+def _halo(x: float, y: float, label: tuple[str, ...], anchor: str = "middle") -> str:
+    """A label that stays readable where it stands on a line; (x, y) is where its first line stands."""
     style = f'paint-order="stroke" stroke="{_PAPER}" stroke-width="4" stroke-linejoin="round"'
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="10.5" fill="{_FAINT}" text-anchor="{anchor}" {style}>{label}</text>'
+    style += f' font-size="10.5" fill="{_FAINT}" text-anchor="{anchor}"'
+    return "".join(
+        f'<text x="{x:.1f}" y="{y + _LINE_HIGH * at:.1f}" {style}>{escape(line)}</text>'
+        for at, line in enumerate(label)
     )
 
 
@@ -182,8 +212,25 @@ def _what(node: NodeSpec) -> str:
     return ", ".join((("sessions",) if node.sessions else ()) + node.collections)
 
 
-def _label(link: LinkSpec) -> str:
-    return f"{link.latency_ms:g} ms, {link.bits} bit"
+def _label(link: LinkSpec, channels: Channels) -> tuple[str, ...]:
+    """What the operator states of a link, and of a noisy one what a qubit meets there."""
+    first = f"{link.latency_ms:g} ms, {link.bits} bit"
+    if link.noise is None:
+        return (first,)
+    lines: tuple[str, ...] = (f"{first}, bare",)
+    if link.protect is not None:
+        lines = (first, f"{link.protect.code} d={link.protect.distance}")
+    channel = channels.get((link.source, link.target))
+    if channel is None:
+        return *lines, "noisy"
+    error = "logical error" if link.protect is not None else "error"
+    return *lines, f"{error} {channel.error:.2g}, w {_fraction(channel.w)}"
+
+
+def _fraction(w: float) -> str:
+    """A number near 1 with the digits that tell it from 1."""
+    digits = 3 if w < 0.99 else 4 if w < 0.999 else 6
+    return f"{w:.{digits}f}".rstrip("0").rstrip(".")
 
 
 def _host_colours(topology: Topology) -> dict[str, str]:

@@ -22,6 +22,7 @@ from qraf.network import models
 from qraf.network.checks import check, count_gpus
 from qraf.network.document import MAX_BYTES, Document, Mark, Sequence, Table, parse
 from qraf.network.models import schema
+from qraf.network.noise import noise_of, protect_of
 from qraf.network.topology import (
     EMBEDDED_MODEL,
     Expectation,
@@ -30,10 +31,12 @@ from qraf.network.topology import (
     NodeSpec,
     RouteWeights,
     RoutingSpec,
+    ServiceSpec,
     Topology,
     TopologyTest,
 )
 from qraf.records import RecallSettings
+from qraf.state_orders import Preparation
 
 __all__ = ["count_gpus", "load", "loads", "schema"]
 
@@ -310,7 +313,7 @@ def _built(parsed: models.File, file: str) -> Topology:
     only = next(iter(hosts)) if len(hosts) == 1 else ""
     nodes = {name: _node(name, node, parsed.defaults, only) for name, node in parsed.nodes.items()}
     links = tuple(
-        LinkSpec(source, target, link.latency_ms, link.bandwidth_mbps, link.bits)
+        LinkSpec(source, target, link.latency_ms, link.bandwidth_mbps, link.bits, noise_of(link), protect_of(link))
         for link in parsed.links
         for source in link.source
         for target in link.target
@@ -327,6 +330,8 @@ def _built(parsed: models.File, file: str) -> Topology:
         encoder=nodes[parsed.ingress].encoder,
         routing=RoutingSpec(routing.max_visits, routing.deadline_ms, RouteWeights(**routing.weights.model_dump())),
         tests=tuple(_test(test) for test in parsed.tests),
+        services=_services(parsed.services),
+        states=tuple(_state(name, state) for name, state in parsed.states.items()),
         file=file,
     )
 
@@ -350,7 +355,19 @@ def _node(name: str, node: models.Node, defaults: models.Defaults, only_host: st
         encoder=node.encoder or defaults.encoder,
         model=(node.model or ("" if node.url else EMBEDDED_MODEL)) if not is_memory else "",
         url=node.url or "",
+        budget_bytes=node.budget,
     )
+
+
+def _state(name: str, state: models.State) -> Preparation:
+    given = state.model_dump(exclude_none=True)
+    given |= {key: tuple(value) for key, value in given.items() if key == "dims"}
+    return Preparation(id=f"st_{name}", label=name, **given)
+
+
+def _services(services: models.Services | None) -> tuple[ServiceSpec, ...]:
+    found = [(name, getattr(services, name)) for name in models.Services.model_fields] if services else []
+    return tuple(ServiceSpec(name, one.scaling.min, one.scaling.max) for name, one in found if one is not None)
 
 
 def _test(test: models.Test) -> TopologyTest:

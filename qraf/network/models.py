@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
-from qraf.records import RecallSettings
+from qraf.codes.experiment import MAX_DISTANCE, MAX_ROUNDS
+from qraf.records import MIN_BUDGET_BYTES, RecallSettings
 
 __all__ = [
     "NAME",
@@ -23,10 +24,12 @@ __all__ = [
     "Host",
     "Link",
     "Node",
+    "Pauli",
     "Protect",
     "Recall",
     "Routing",
     "Service",
+    "State",
     "Test",
     "schema",
 ]
@@ -118,7 +121,7 @@ Duration = Annotated[
     BeforeValidator(_duration),
     WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["30d"]}]}),
 ]
-Bits = Literal[4, 8, 32]
+Bits = Literal[1, 2, 4, 8, 32]
 Encoder = Literal["minilm", "wordllama"]
 
 
@@ -205,6 +208,9 @@ class Node(_Model):
     holds: Annotated[Holds, BeforeValidator(_holds)] | None = None
     """`sessions`, a list of collections, or both in the long form"""
     capacity: Size | None = None
+    """bytes that all memories of the node may take together"""
+    budget: Annotated[Size, Field(ge=MIN_BUDGET_BYTES)] | None = None
+    """bytes that each memory may take; the oldest items step down, 4 bits to 2 to 1, and then leave"""
     recall: Recall | None = None
     decay: Decay | None = None
     rank: int | None = Field(default=None, ge=1, le=4096)
@@ -219,22 +225,35 @@ class Node(_Model):
     scaling: Scaling | None = None
 
 
+class Pauli(_Model):
+    """Probabilities of the three errors of a qubit."""
+
+    x: float = Field(default=0.0, ge=0, le=1)
+    y: float = Field(default=0.0, ge=0, le=1)
+    z: float = Field(default=0.0, ge=0, le=1)
+
+
 class Channel(_Model):
-    """A noisy quantum link, for laboratories."""
+    """What a qubit meets on a noisy quantum link, for laboratories."""
 
     depolarizing: float = Field(default=0.0, ge=0, le=1)
+    """p of (1-p) rho + p I/2"""
     dephasing: float = Field(default=0.0, ge=0, le=1)
-    amplitude_damping: float = Field(default=0.0, ge=0, le=1)
-    pauli: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(default=None, min_length=3, max_length=3)
+    """l: coherences times 1 - l"""
+    pauli: Pauli | None = None
     """probabilities of X, Y and Z"""
+    rounds: int | None = Field(default=None, ge=1, le=MAX_ROUNDS)
+    """how often the noise acts on an unprotected state that crosses; 1 when not given"""
 
 
 class Protect(_Model):
     """A stabiliser code that protects a noisy link."""
 
     code: Literal["rotated_surface", "repetition"]
-    distance: int = Field(default=3, ge=3)
-    rounds: int = Field(default=3, ge=1)
+    distance: int = Field(default=3, ge=3, le=MAX_DISTANCE)
+    """odd: an even one corrects no more than the odd one below it"""
+    rounds: int | None = Field(default=None, ge=1, le=MAX_ROUNDS)
+    """of correction while a state crosses; as many as the distance when not given"""
 
 
 class Link(_Model):
@@ -248,9 +267,9 @@ class Link(_Model):
     fidelity: float | None = Field(default=None, gt=0, le=1)
     """the fidelity that this link must keep; `bits` must suffice for it"""
     noise: Channel | None = None
-    """not available yet"""
+    """for laboratories: what happens to the qubits of a state on its way"""
     protect: Protect | None = None
-    """not available yet"""
+    """the code against `noise`"""
 
 
 class Weights(_Model):
@@ -271,16 +290,38 @@ class Routing(_Model):
 
 
 class Service(_Model):
-    """A stateless service."""
+    """A stateless service on Ray Serve; `scaling` bounds its replicas, which follow the load."""
 
     scaling: Scaling = Scaling()
 
 
 class Services(_Model):
-    """Not available yet."""
+    """Services that run in replicas of their own; those that are not named here run in a host."""
 
     optimization: Service | None = None
+    """`/v1/quantize` and `/v1/optimize`"""
     correction: Service | None = None
+    """`/v1/correct`"""
+    encode: Service | None = None
+    """the encoder, for prompts and for what is written"""
+    generate: Service | None = None
+    """the embedded model, for generator nodes without a `url`"""
+
+
+class State(_Model):
+    """A stored state that the server makes when it is not there: exactly one of `named`, `circuit`, `text`, ..."""
+
+    named: str | None = None
+    """bell, ghz:3, w:3, plus:2, basis:010, mixed:2"""
+    circuit: str | None = None
+    """OpenQASM 3"""
+    text: str | None = None
+    """by the encoder"""
+    amplitudes: list[float] | None = None
+    counts: dict[str, dict[str, int]] | None = None
+    """Pauli setting, outcome, how often"""
+    dims: list[Annotated[int, Field(ge=1)]] | None = None
+    normalize: bool = False
 
 
 class Expect(_Model):
@@ -314,7 +355,9 @@ class File(_Model):
     """the memory node where prompts enter"""
     routing: Routing = Routing()
     services: Services | None = None
-    """not available yet"""
+    """stateless services in replicas of their own"""
+    states: dict[Annotated[Name, Field(max_length=60)], State] = {}
+    """stored states, each with the id `st_` and its name"""
     tests: list[Test] = []
 
 

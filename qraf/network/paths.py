@@ -4,7 +4,9 @@ The price of going over a link u -> v, in the unit of relevance (one standard de
 
     latency    * (latency_ms + 16 kbit / bandwidth_mbps) / deadline_ms
   + load       * ln(1 + load of v)
-  + infidelity * -ln(fidelity of the link's bits)
+  + infidelity * (-ln(fidelity of the link's bits) - ln w)
+
+w is the Werner parameter of the link's channel, 1 where it has no noise (`links`, `werner`).
 
 Measured latency and load come through an exponential average; the routes see a new value only when it has moved by more
 than a seventh, so that they do not flap between two nodes of nearly the same price.
@@ -13,11 +15,13 @@ than a seventh, so that they do not flap between two nodes of nearly the same pr
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import rustworkx as rx
 
+from qraf.network.links import LinkChannel, link_channels
 from qraf.network.topology import LinkSpec, Topology
 
 __all__ = ["LiveNode", "Network", "Snapshot"]
@@ -62,6 +66,7 @@ class Network:
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
+        self._channels: Mapping[tuple[str, str], LinkChannel] | None = None
         self.live: dict[str, LiveNode] = {name: LiveNode() for name in topology.nodes}
         self._snapshot: Snapshot | None = None
 
@@ -86,6 +91,17 @@ class Network:
                 live.load = live.mean_load
                 self._snapshot = None
 
+    @property
+    def channels(self) -> Mapping[tuple[str, str], LinkChannel]:
+        """The channels of the noisy links; sampled at the first use where they were not set before."""
+        if self._channels is None:
+            self._channels = link_channels(self._topology)
+        return self._channels
+
+    @channels.setter
+    def channels(self, channels: Mapping[tuple[str, str], LinkChannel]) -> None:
+        self._channels, self._snapshot = dict(channels), None
+
     def snapshot(self) -> Snapshot:
         """The cheapest paths now."""
         if self._snapshot is None:
@@ -94,11 +110,12 @@ class Network:
 
     def link_terms(self, link: LinkSpec) -> dict[str, float]:
         """The parts of a link's price, by name."""
-        routing = self._topology.routing
+        routing, channel = self._topology.routing, self.channels.get((link.source, link.target))
+        lost = -math.log(link.fidelity) + (channel.price if channel is not None else 0.0)
         return {
             "latency": routing.weights.latency * link_ms(link) / routing.deadline_ms,
             "load": routing.weights.load * math.log1p(self.live[link.target].load),
-            "infidelity": -routing.weights.infidelity * math.log(link.fidelity),
+            "infidelity": routing.weights.infidelity * lost,
         }
 
     def down(self) -> tuple[str, ...]:

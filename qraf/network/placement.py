@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable
 
 from qraf.errors import NoRoute, NotFound
 from qraf.network.topology import Topology
+from qraf.tenants import plain
 
-__all__ = ["item_node", "session_node"]
+__all__ = ["item_node", "session_node", "state_host"]
 
 
 def session_node(topology: Topology, session: str, up: Collection[str] | None = None) -> str:
@@ -26,7 +27,7 @@ def session_node(topology: Topology, session: str, up: Collection[str] | None = 
         raise NotFound("node that holds", "sessions")
     alive = holders if up is None else tuple(name for name in holders if name in up)
     if not alive:
-        raise NoRoute(topology.ingress, f"a node for session {session}", holders)
+        raise NoRoute(topology.ingress, f"a node for session {plain(session)}", holders)
     return _highest(alive, f"s/{session}")
 
 
@@ -40,6 +41,11 @@ def item_node(topology: Topology, collection: str, item_id: str) -> str:
     if not holders:
         raise NotFound("collection", collection)
     return holders[0] if len(holders) == 1 else _highest(holders, f"c/{collection}\0{item_id}")
+
+
+def state_host(hosts: Collection[str], state: str) -> str:
+    """The host among `hosts`, at least one, that keeps a stored state at hand; any other can serve it too."""
+    return _highest(hosts, f"q/{state}")
 
 
 def _highest(nodes: Iterable[str], key: str) -> str:

@@ -81,7 +81,7 @@ class Advertised:
         return len(self._row)
 
     def update(self, advertisements: Iterable[Advertisement]) -> None:
-        """Take in what changed.
+        """Take in what changed. Fewer than 0 items: what was known of the memory is not true any more.
 
         Raises:
             InvalidState: a bitmap or a centroid of another length, or a scale that is no number.
@@ -93,7 +93,12 @@ class Advertised:
                 raise InvalidState("centroid", f"have {self.dim} values", f"has {len(ad.centroid)} ({ad.node})")
             if not (np.isfinite(ad.scale) and ad.scale >= 0):
                 raise InvalidState("scale", "be a finite number from 0", f"is {ad.scale} ({ad.node})")
+            if ad.items < 0:
+                self._remove((ad.node, ad.memory))
+                continue
             row = self._take(ad.node, ad.memory)
+            if ad.items < self._items[row]:  # something was forgotten: no trace of it in what was made of all
+                self._whitening = None
             self._bitmap[row] = np.frombuffer(ad.bitmap, np.uint8)
             self._centroid[row] = np.frombuffer(ad.centroid, np.int8)
             self._scale[row], self._items[row], self._norm[row] = ad.scale, ad.items, 0.0
@@ -101,11 +106,14 @@ class Advertised:
             self._changed += 1
 
     def pooled(self, sketch: bytes) -> None:
-        """Whiten by this sketch's state (a packet of `Sketch.to_bytes`) from now on.
+        """Whiten by this sketch's state (a packet of `Sketch.to_bytes`) from now on; empty: there is none any more.
 
         Raises:
             InvalidState: the packet is damaged, or of another dimension.
         """
+        if not sketch:
+            self._pooled = self._whitening = None
+            return
         _, facts, arrays = unseal(sketch, "sketch")
         try:
             factor = arrays["stored"].astype(np.float64) * arrays["scale"].astype(np.float64)[:, None]
@@ -191,6 +199,14 @@ class Advertised:
             row = self._free.pop()
         self._row[key] = row
         return row
+
+    def _remove(self, key: Key) -> None:
+        row = self._row.pop(key, None)
+        if row is not None:
+            for column in (self._bitmap, self._centroid, self._scale, self._items, self._span, self._norm):
+                column[row] = 0
+            self._free.append(row)
+            self._whitening = None
 
     def _grow(self) -> None:
         old, new = len(self._scale), max(64, 2 * len(self._scale))

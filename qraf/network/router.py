@@ -22,7 +22,9 @@ import numpy as np
 from qraf.clock import Clock
 from qraf.errors import NoRoute
 from qraf.frames import Hop, RouteOut
+from qraf.network import werner
 from qraf.network.choice import choose
+from qraf.network.links import LinkChannel
 from qraf.network.paths import Network, Snapshot
 from qraf.network.relevance import Advertised
 from qraf.network.topology import Topology
@@ -88,6 +90,15 @@ class Router:
     ) -> None:
         """Take in one observation of a node: how long it took to answer, calls it runs now, whether it is up."""
         self._network.observe(node, latency_ms, load, up)
+
+    @property
+    def channels(self) -> Mapping[tuple[str, str], LinkChannel]:
+        """The channels of the noisy links, by their ends; sampled at the first use where they were not set before."""
+        return self._network.channels
+
+    @channels.setter
+    def channels(self, channels: Mapping[tuple[str, str], LinkChannel]) -> None:
+        self._network.channels = channels
 
     # ------------------------------------------------------------------------------------------------- the route
     def route(
@@ -247,6 +258,9 @@ class Router:
         for edge in pairwise(path):
             for name, value in self._network.link_terms(links[edge]).items():
                 terms[f"path_{name}"] += value
+        noisy = [channel for edge in pairwise(path) if (channel := self.channels.get(edge)) is not None]
+        if noisy:
+            terms["path_fidelity"] = werner.path_fidelity(channel.fidelity for channel in noisy)
         live = self._network.live[each.name]
         terms["node_latency"] = routing.weights.latency * live.latency_ms / routing.deadline_ms
         if path and generator:

@@ -9,6 +9,8 @@ import networkx as nx
 
 from qraf.errors import NotFound
 from qraf.records import RecallSettings
+from qraf.state_orders import Preparation
+from qraf.tenants import plain
 
 __all__ = [
     "CODE_FIDELITY",
@@ -18,8 +20,11 @@ __all__ = [
     "HostSpec",
     "LinkSpec",
     "NodeSpec",
+    "NoiseSpec",
+    "ProtectSpec",
     "RouteWeights",
     "RoutingSpec",
+    "ServiceSpec",
     "Topology",
     "TopologyTest",
 ]
@@ -28,8 +33,8 @@ Role = Literal["memory", "generator"]
 
 EMBEDDED_MODEL = "smollm2-135m"
 ENCODER_DIMS: dict[str, int] = {"minilm": 384, "wordllama": 256}
-CODE_FIDELITY: dict[int, float] = {4: 0.989, 8: 0.999965, 32: 1.0}
-"""Mean squared fidelity of amplitudes coded with so many bits in groups of 64, measured at d = 384."""
+CODE_FIDELITY: dict[int, float] = {1: 0.636, 2: 0.881, 4: 0.989, 8: 0.999965, 32: 1.0}
+"""Mean squared fidelity of amplitudes coded with so many bits, measured at d = 384."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class HostSpec:
 class NodeSpec:
     """A logical place. A memory node holds sessions and collections on a host; a generator node names a model.
 
+    `capacity_bytes` is for all its memories together, `budget_bytes` for each of them.
     `host` is empty for a generator node, whose engine has a worker of its own. `url` empty: the embedded engine.
     """
 
@@ -63,6 +69,7 @@ class NodeSpec:
     encoder: str = "minilm"
     model: str = ""
     url: str = ""
+    budget_bytes: int | None = None
 
     @property
     def dim(self) -> int:
@@ -71,18 +78,43 @@ class NodeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseSpec:
+    """What every qubit of a state meets on a noisy link, each time the noise acts; several kinds act one after another.
+
+    `depolarizing` p: (1-p) rho + p I/2. `dephasing` l: coherences times 1 - l. `pauli`: probabilities of X, Y, Z.
+    `rounds`: how often it acts while an unprotected state crosses.
+    """
+
+    depolarizing: float = 0.0
+    dephasing: float = 0.0
+    pauli: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rounds: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectSpec:
+    """The code that each qubit is held in while it crosses, and how many rounds of correction that takes."""
+
+    code: str
+    distance: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
 class LinkSpec:
-    """A directed link; it moves states coded with `bits` bits."""
+    """A directed link; it moves states coded with `bits` bits, exactly or, for laboratories, through noise."""
 
     source: str
     target: str
     latency_ms: float = 1.0
     bandwidth_mbps: float = 1000.0
     bits: int = 32
+    noise: NoiseSpec | None = None
+    protect: ProtectSpec | None = None
 
     @property
     def fidelity(self) -> float:
-        """Measured fidelity of a state that has crossed this link."""
+        """Measured fidelity of a state coded to this link's bits; what noise does is apart, see `links`."""
         return CODE_FIDELITY[self.bits]
 
 
@@ -103,6 +135,15 @@ class RoutingSpec:
     max_visits: int = 8
     deadline_ms: float = 200.0
     weights: RouteWeights = RouteWeights()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """A stateless service on Ray Serve and the bounds of its replicas."""
+
+    name: str
+    min_replicas: int = 1
+    max_replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +178,8 @@ class Topology:
     encoder: str = "minilm"
     routing: RoutingSpec = RoutingSpec()
     tests: tuple[TopologyTest, ...] = ()
+    services: tuple[ServiceSpec, ...] = ()
+    states: tuple[Preparation, ...] = ()
     file: str = field(default="", compare=False)
 
     @property
@@ -168,8 +211,9 @@ class Topology:
         return tuple(node.name for node in self.memory_nodes() if node.sessions)
 
     def holders(self, collection: str) -> tuple[str, ...]:
-        """Names of the nodes that hold a collection; empty when none does."""
-        return tuple(node.name for node in self.memory_nodes() if collection in node.collections)
+        """Names of the nodes that hold a collection, whichever tenant's; empty when none does."""
+        name = plain(collection)
+        return tuple(node.name for node in self.memory_nodes() if name in node.collections)
 
     def collections(self) -> tuple[str, ...]:
         """Every collection that some node holds, in the order of the file."""
