@@ -16,15 +16,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from qraf.actors.encoding import EncodeQueue
 from qraf.actors.messages import Absorb, HostReport, Spell
 from qraf.actors.node import Node
+from qraf.actors.states import StateRoom
 from qraf.clock import Clock, SystemClock
-from qraf.errors import NodeDown, QrafError, StorageFailed
+from qraf.errors import NodeDown, QrafError
+from qraf.network.placement import state_host
+from qraf.operations.work import work
 from qraf.records import Advertisement, Figures, ForgetReceipt, Item, NodeAnswer, Visit
+from qraf.service_orders import ServiceAnswer, ServiceOrder
+from qraf.state_orders import StateAnswer, StateOrder
 from qraf.states.sketch import Sketch
 from qraf.storage.journal import Journal
 
@@ -33,6 +39,7 @@ __all__ = ["CodeWriter", "Host"]
 Key = tuple[str, str]  # node and memory
 
 _log = logging.getLogger(__name__)
+_orders = msgspec.msgpack.Decoder(list[StateOrder])
 
 
 class _HostEncode:
@@ -93,7 +100,7 @@ class CodeWriter:
             for code, codes in merged.items():
                 try:
                     self._journal.put_codes(codes, code)
-                except StorageFailed as error:
+                except QrafError as error:
                     self.failed += len(codes)
                     _log.warning("codes of %d items not stored, a rebuild encodes them again: %s", len(codes), error)
 
@@ -112,6 +119,8 @@ class Host:
         self._codes = CodeWriter(journal)
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="recall")
         self._writers = ThreadPoolExecutor(8, thread_name_prefix="absorb")  # they wait for the encoder, which merges
+        self._keepers = ThreadPoolExecutor(2, thread_name_prefix="states")
+        self._states = StateRoom(journal, encoding.encode)
         self._lock = threading.Lock()
         self._running = 0
         self._closed = False
@@ -132,6 +141,13 @@ class Host:
             if spell.epoch > self.epoch:
                 encode = _HostEncode(self._encoding)
                 self.name, self.epoch = spell.name, spell.epoch
+                hosts = tuple(spell.topology.hosts)
+                self._states = StateRoom(
+                    self._journal,
+                    self._encoding.encode,
+                    spell.states,
+                    lambda state: state_host(hosts, state) == spell.name,
+                )
                 self.nodes = {
                     spec.name: Node(
                         spec, spell.topology, encode, self._journal, clock=self._clock, store_codes=self._codes
@@ -201,6 +217,19 @@ class Host:
             self._each(self._readers, measure, groups)
             return [answers[place] for place in range(len(visits))]
 
+    def states(self, epoch: int, orders: Sequence[StateOrder] | bytes) -> list[StateAnswer | QrafError]:
+        """Carry out orders on stored states; each answer, or what hindered it. `orders` may be packed as msgpack."""
+        with self._call(epoch):
+            if isinstance(orders, bytes):
+                orders = _orders.decode(orders)
+            came = time.monotonic()
+            return list(self._keepers.map(lambda order: self._states.answer(order, came), orders))
+
+    def work(self, epoch: int, orders: Sequence[ServiceOrder]) -> list[ServiceAnswer | QrafError]:
+        """Answer orders to the stateless services; each answer, or what hindered it."""
+        with self._call(epoch):
+            return work(orders)
+
     def forget(self, epoch: int, node: str, memory: str, seqs: Sequence[int]) -> ForgetReceipt:
         """Forget items that the journal has tombstoned."""
         with self._call(epoch):
@@ -210,6 +239,11 @@ class Host:
         """Let a memory go from this process."""
         with self._call(epoch):
             self._node(node).drop(memory)
+
+    def recode(self, epoch: int, node: str, memory: str) -> Figures:
+        """Make a memory anew with the bits and the budget that its session has now."""
+        with self._call(epoch):
+            return self._node(node).recode(memory)
 
     def figures(self, epoch: int, node: str, memory: str) -> Figures:
         """What a memory's state measures."""
@@ -225,6 +259,11 @@ class Host:
                 new, revisions[name] = node.advertisements(since.get(name, 0))
                 changed.extend(new)
             return changed, revisions
+
+    def sketch(self, epoch: int, node: str, memory: str) -> bytes:
+        """The sketch of one memory as a packet; empty when there is nothing in it."""
+        with self._call(epoch):
+            return self._node(node).sketch(memory)
 
     def sketches(self, epoch: int) -> list[bytes]:
         """The sketches of this host's memories."""
@@ -252,6 +291,7 @@ class Host:
             self._closed = True
         self._readers.shutdown(wait=True)
         self._writers.shutdown(wait=True)
+        self._keepers.shutdown(wait=True)
         self._codes.close()
 
     # ------------------------------------------------------------------------------------------------ how it is done
@@ -287,12 +327,14 @@ class Host:
         start = time.perf_counter()
         try:
             found = self._node(node).recall(memory, [visit.query for visit in visits], refresh=refresh)
-            figures, error = self._node(node).figures(memory), ""
-        except QrafError as fault:
-            found, figures, error = [], Figures(), str(fault)
+            figures, fault = self._node(node).figures(memory), None
+        except QrafError as error:
+            found, figures, fault = [], Figures(), error
         ms = (time.perf_counter() - start) * 1e3
-        if error:
-            return [NodeAnswer(node, self.name, memory, (), 0.0, 0, figures, ms, error) for _ in visits]
+        if fault is not None:
+            final = None if fault.retryable else fault
+            failed = NodeAnswer(node, self.name, memory, (), 0.0, 0, figures, ms, str(fault), final)
+            return [failed for _ in visits]
         return [
             NodeAnswer(node, self.name, memory, one.evidence, one.mass, one.items_scanned, figures, ms) for one in found
         ]

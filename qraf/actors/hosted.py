@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,12 +20,35 @@ from qraf.actors.replies import raised
 from qraf.clock import Clock, SystemClock
 from qraf.errors import LimitExceeded, NodeDown, QrafError, StorageFailed
 from qraf.frames import NodeView
+from qraf.network.placement import state_host
 from qraf.network.topology import NodeSpec, Topology
-from qraf.records import Advertisement, Figures, ForgetReceipt, Item, NodeAnswer, NodeStats, Visit
+from qraf.records import (
+    Advertisement,
+    Figures,
+    ForgetReceipt,
+    Item,
+    NodeAnswer,
+    NodeStats,
+    Visit,
+    empty_advertisement,
+)
+from qraf.service_orders import ServiceAnswer, ServiceOrder
 from qraf.settings import EncoderSettings, Settings
-from qraf.text.generator import Endpoint
+from qraf.state_orders import StateAnswer, StateCompare, StateExport, StateMeasure, StateOrder, StatePrepare, StateRead
+from qraf.text.generator import Endpoint, Lease
 
-__all__ = ["HostedRuntime", "NodeHealth"]
+__all__ = ["GenerateElsewhere", "HostedRuntime", "NodeHealth"]
+
+EncodeElsewhere = Callable[..., Awaitable[NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateElsewhere:
+    """Engines outside of the runtime: an endpoint for each answer, and how many answers may stream at once."""
+
+    lease: Lease
+    slots: int
+
 
 Key = tuple[str, str]  # node and memory
 
@@ -53,11 +78,15 @@ class HostedRuntime:
     A version implements `_call`, `_ping`, `_engine_endpoint`, and tells with `_host_up` and `_host_down` what it knows.
     """
 
+    _is_far = False  # whether a call leaves this process
+
     def __init__(
         self, topology: Topology, settings: Settings, *, clock: Clock | None = None, window_ms: float = 0.0
     ) -> None:
         self.topology, self.settings = topology, settings
         self.phase = "new"
+        self.generator: GenerateElsewhere | None = None  # likewise for the embedded engine
+        self.encoder: EncodeElsewhere | None = None  # where the topology gives the encoder replicas of its own
         self.restarts: dict[str, int] = dict.fromkeys(topology.hosts, 0)
         self.health: dict[str, NodeHealth] = {name: NodeHealth() for name in topology.nodes}
         self._clock = clock or SystemClock()
@@ -66,6 +95,7 @@ class HostedRuntime:
         self._stale: dict[Key, int] = {}  # memories that may lack what the journal has; the number counts the misses
         self._seen: dict[str, tuple[int, dict[str, int]]] = {}  # host -> epoch and revisions of the advertisements
         self._ads: OrderedDict[Key, Advertisement] = OrderedDict()
+        self._withdrawn: list[Key] = []  # what the router is still to be told
         self._pooled: tuple[bytes, int] | None = None
         self._calls: dict[str, int] = defaultdict(int)
         limits = settings.runtime
@@ -74,6 +104,7 @@ class HostedRuntime:
         self._encodes: dict[str, Batcher[list[str], NDArray[np.float32]]] = {}
         self._recalls: dict[str, Batcher[list[Visit], list[NodeAnswer]]] = {}
         self._absorbs: dict[str, Batcher[Absorb, Figures]] = {}
+        self._states: dict[str, Batcher[StateOrder, StateAnswer]] = {}
         for host in topology.hosts:
             self._encodes[host] = batch(
                 f"the encoder of host '{host}'", partial(self._send_encode, host), max_weight=size, max_inflight=2
@@ -82,10 +113,14 @@ class HostedRuntime:
             self._absorbs[host] = batch(
                 f"writing on host '{host}'", partial(self._send_absorb, host), max_weight=size, max_inflight=8
             )
+            self._states[host] = batch(f"states on host '{host}'", partial(self._send_states, host), max_weight=size)
 
     # ------------------------------------------------------------------------------------------------ calls
     async def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Amplitudes of prompts, by the least busy host; another one is tried when it dies."""
+        if self.encoder is not None:
+            with contextlib.suppress(NodeDown):  # then hosts, which have an encoder too, do it
+                return await self.encoder(texts, urgent=True)
         tried: list[str] = []
         while True:
             up = [host for host in self._epochs if host not in tried]
@@ -101,11 +136,28 @@ class HostedRuntime:
         """Encode and take in items; after a failure the memory reads the journal at its next recall."""
         host = self._host_of(node)
         try:
+            items = await self._encoded(items)
             return await self._absorbs[host].call(Absorb(node, memory, tuple(items)), max(1, len(items)))
         except (QrafError, asyncio.CancelledError) as error:
             if _may_lack(error):
                 self._stale[node, memory] = self._stale.get((node, memory), 0) + 1
             raise
+
+    async def _encoded(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items with the amplitudes of their texts, where these are encoded elsewhere."""
+        places = [place for place, item in enumerate(items) if not item.codes and item.amplitudes is None]
+        places = [place for place in places if items[place].role != "recalled"]
+        if self.encoder is None or not places:
+            return items
+        try:
+            rows = await self.encoder([items[place].text for place in places], urgent=False)
+        except NodeDown:
+            return items  # the host encodes them
+        made = list(items)
+        for place, row in zip(places, rows, strict=True):
+            if row.any():  # a text without meaning is found by its words alone
+                made[place] = msgspec.structs.replace(items[place], amplitudes=row.astype(np.float32).tobytes())
+        return made
 
     async def recall(self, visits: Sequence[Visit]) -> AsyncGenerator[NodeAnswer]:
         """Ask all hosts at once; leaving the iterator gives up what has not come."""
@@ -122,20 +174,66 @@ class HostedRuntime:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def states(self, order: StateOrder) -> StateAnswer:
+        """Carry out an order on the host that has the state at hand; what only reads is tried on another one."""
+        tried: list[str] = []
+        while True:
+            up = [host for host in self._epochs if host not in tried]
+            if not up:
+                raise NodeDown(tried[-1] if tried else "states", "no host is up that could serve states")
+            state = _first_state(order)
+            host = min(up, key=lambda name: self._states[name].waiting) if state is None else state_host(up, state)
+            try:
+                return await self._states[host].call(order)
+            except NodeDown:
+                if not isinstance(order, StateRead | StateMeasure | StateCompare | StateExport):
+                    raise  # it may have been done
+                tried.append(host)
+
+    async def work(self, orders: Sequence[ServiceOrder]) -> list[ServiceAnswer | QrafError]:
+        """Answer orders to the stateless services on the least busy host; another one is tried when it dies."""
+        tried: list[str] = []
+        wait_s = self.settings.services.call_timeout_s
+        while True:
+            up = [host for host in self._epochs if host not in tried]
+            if not up:
+                raise NodeDown(tried[-1] if tried else "services", "no host is up that could work")
+            host = min(up, key=lambda name: self._calls[name])
+            try:
+                answers: list[ServiceAnswer | QrafError] = await self._ask(host, "work", list(orders), timeout_s=wait_s)
+                return answers
+            except NodeDown:
+                tried.append(host)
+
     async def forget(self, node: str, memory: str, seqs: Sequence[int]) -> ForgetReceipt:
         """Forget items that the journal has tombstoned."""
-        receipt: ForgetReceipt = await self._ask(self._host_of(node), "forget", node, memory, list(seqs))
+        try:
+            receipt: ForgetReceipt = await self._ask(self._host_of(node), "forget", node, memory, list(seqs))
+        except QrafError:
+            self._withdraw(node, memory)
+            raise
         return receipt
 
     async def drop(self, node: str, memory: str) -> None:
         """Let a memory go from its node."""
+        self._withdraw(node, memory)
         await self._ask(self._host_of(node), "drop", node, memory)
-        self._ads.pop((node, memory), None)
+
+    async def recode(self, node: str, memory: str, num_items: int) -> Figures:
+        """Make a memory anew with the bits and the budget that its session has now."""
+        timeout_s = self.settings.runtime.call_timeout_s + _ABSORB_S_PER_ITEM * num_items
+        figures: Figures = await self._ask(self._host_of(node), "recode", node, memory, timeout_s=timeout_s)
+        return figures
 
     async def figures(self, node: str, memory: str) -> Figures:
         """What a memory's state measures."""
         figures: Figures = await self._ask(self._host_of(node), "figures", node, memory)
         return figures
+
+    async def sketch(self, node: str, memory: str) -> bytes:
+        """The sketch of one memory as a packet; empty when there is nothing in it."""
+        packet: bytes = await self._ask(self._host_of(node), "sketch", node, memory)
+        return packet
 
     async def advertisements(self, everything: bool = False) -> list[Advertisement]:
         """What changed since the last call, or all that is known."""
@@ -153,7 +251,16 @@ class HostedRuntime:
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, QrafError):
                 raise result
+        withdrawn, self._withdrawn = self._withdrawn, []
+        told = {(ad.node, ad.memory) for ad in changed}
+        changed += [empty_advertisement(*key, self.topology.dim, -1) for key in withdrawn if key not in told]
         for ad in changed:
+            before = self._ads.get((ad.node, ad.memory))
+            if before is not None and ad.items < before.items:
+                self._pooled = None  # it would still tell of what was forgotten
+            if ad.items <= 0:
+                self._ads.pop((ad.node, ad.memory), None)
+                continue
             self._ads[ad.node, ad.memory] = ad
             self._ads.move_to_end((ad.node, ad.memory))
         while len(self._ads) > _MAX_ADVERTISEMENTS:
@@ -161,19 +268,30 @@ class HostedRuntime:
         return list(self._ads.values()) if everything else changed
 
     async def pooled_sketch(self) -> bytes | None:
-        """The nodes' sketches merged; kept until two per cent of the advertised items are new."""
+        """The nodes' sketches merged; kept until two per cent of the advertised items are new, or one is forgotten.
+
+        Empty: there is nothing in the nodes. None: no host answers.
+        """
         items = sum(ad.items for ad in self._ads.values())
         if self._pooled is not None and abs(items - self._pooled[1]) <= _POOL_GROWTH * self._pooled[1]:
-            return self._pooled[0] or None
+            return self._pooled[0]
         hosts = list(self._epochs)
-        if not hosts or not items:
+        if not items:
+            return b""
+        if not hosts:
             return None
         first, *others = hosts
         parts = await asyncio.gather(*(self._ask(host, "sketches") for host in others), return_exceptions=True)
         sketches = [sketch for part in parts if not isinstance(part, BaseException) for sketch in part]
         pooled: bytes = await self._ask(first, "pool", sketches)
         self._pooled = pooled, items
-        return pooled or None
+        return pooled
+
+    def _withdraw(self, node: str, memory: str) -> None:
+        """Advertise this memory no more, until its node does so anew."""
+        if self._ads.pop((node, memory), None) is not None:
+            self._pooled = None
+            self._withdrawn.append((node, memory))
 
     async def stats(self) -> list[NodeStats]:
         """Counters of the memory nodes that answer."""
@@ -184,6 +302,11 @@ class HostedRuntime:
         """Every node as last known."""
         known = {one.node: one for report in self._reports.values() for one in report.stats}
         return [self._view(spec, known.get(spec.name)) for spec in self.topology.nodes.values()]
+
+    def leases(self, node: str) -> GenerateElsewhere | None:
+        """The engines elsewhere, for a generator node that names no URL; None: `endpoint` tells."""
+        spec = self.topology.node(node)
+        return None if spec.url or self.settings.generator.url else self.generator
 
     def endpoint(self, node: str) -> Endpoint:
         """Where the model of a generator node listens: its own URL, the settings' URL, or the embedded engine."""
@@ -255,6 +378,7 @@ class HostedRuntime:
             *self._encodes.values(),
             *self._recalls.values(),
             *self._absorbs.values(),
+            *self._states.values(),
         ]
         for batcher in batchers:
             await batcher.close()
@@ -291,6 +415,13 @@ class HostedRuntime:
         out: Sequence[Figures | QrafError] = await self._ask(host, "absorb", batch, timeout_s=timeout_s)
         return out
 
+    async def _send_states(self, host: str, batch: list[StateOrder]) -> Sequence[StateAnswer | QrafError]:
+        orders: list[StateOrder] | bytes = batch
+        if self._is_far:  # numbers by the million are packed off the event loop
+            orders = await asyncio.to_thread(msgspec.msgpack.encode, batch)
+        out: Sequence[StateAnswer | QrafError] = await self._ask(host, "states", orders)
+        return out
+
     async def _recall_host(self, host: str, visits: list[Visit]) -> list[NodeAnswer]:
         try:
             return await self._recalls[host].call(visits, len(visits))
@@ -313,7 +444,20 @@ class HostedRuntime:
             load=health.load,
             latency_ms=health.latency_ms,
             state=stats.figures if stats else Figures(),
+            corrected=stats.corrected if stats and stats.epoch == health.epoch else 0,
+            stopped=stats.stopped if stats else 0,
         )
+
+
+def _first_state(order: StateOrder) -> str | None:
+    """The stored state that an order is about; None where any host will do."""
+    if isinstance(order, StateExport):
+        return order.id
+    if isinstance(order, StatePrepare):
+        return None
+    if isinstance(order, StateCompare):
+        return next((one for pair in order.pairs for one in pair if isinstance(one, str)), None)
+    return order.ids[0] if order.ids else None
 
 
 def _may_lack(error: BaseException) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qraf.network.topology import Topology
 from qraf.records import Item, NodeStats
+from qraf.settings import StateSettings
 
 __all__ = ["Absorb", "HostReport", "Spell"]
 
@@ -21,11 +22,12 @@ class Absorb:
 
 @dataclass(frozen=True, slots=True)
 class Spell:
-    """What a host is told once: who it is, in which topology, under which epoch."""
+    """What a host is told once: who it is, in which topology, under which epoch, and the bounds of stored states."""
 
     name: str
     epoch: int
     topology: Topology
+    states: StateSettings = field(default_factory=StateSettings)
 
 
 @dataclass(frozen=True, slots=True)

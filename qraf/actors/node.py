@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 import msgspec
@@ -18,19 +18,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qraf.actors.held import Encode, Held
+from qraf.actors.stored import Stored, given_amplitudes
 from qraf.clock import Clock, SystemClock
 from qraf.errors import InvalidRequest, LimitExceeded, NotFound
 from qraf.memory.memory import Memory, Recollection, code_bytes
 from qraf.network.placement import item_node, session_node
 from qraf.network.topology import NodeSpec, Topology
-from qraf.records import Advertisement, Evidence, Figures, ForgetReceipt, Item, NodeStats, RecallQuery
+from qraf.records import (
+    Advertisement,
+    Evidence,
+    Figures,
+    ForgetReceipt,
+    Item,
+    NodeStats,
+    RecallQuery,
+    empty_advertisement,
+)
 from qraf.storage.journal import Journal
+from qraf.tenants import plain
 
 __all__ = ["Node"]
 
 _log = logging.getLogger(__name__)
 
 _PAGE = 512  # items read from the journal at a time
+_MOST_EMPTIED = 4096  # memories of which it is known that nothing is left
+_MOST_EVICTED = 256  # items out of memory that one query with a filter reads back
 _ITEM_OVERHEAD_BYTES = 128  # lexical register and bookkeeping of an item, estimated from above for the capacity check
 
 
@@ -56,19 +69,20 @@ class Node:
         clock: Clock | None = None,
         store_codes: Callable[[dict[int, bytes], str], None] | None = None,
     ) -> None:
-        self.spec, self._topology, self._encode, self._journal = spec, topology, encode, journal
+        self.spec, self._topology, self._encode = spec, topology, encode
         self._clock = clock or SystemClock()
-        self._store_codes = store_codes or journal.put_codes
+        self._stored, self._store_codes = Stored(journal, encode), store_codes or journal.put_codes
         self._held: OrderedDict[str, Held] = OrderedDict()  # least recently used first
+        self._emptied: OrderedDict[str, int] = OrderedDict()  # what is held no more because nothing is left: revision
         self._lock = threading.Lock()  # guards _held and the counters; never held while a memory works
         self._revision = 0
-        self._written = self._recalled = 0
+        self._written = self._recalled = self._corrected = 0
         self._busy_s = 0.0
 
     @property
     def code(self) -> str:
-        """What stored codes are named: all that decides what their bytes mean."""
-        return f"{self._encode.name}/int{self.spec.bits}/64"
+        """What stored codes of this node's precision are named."""
+        return self._stored.code(self.spec.bits)
 
     @property
     def revision(self) -> int:
@@ -95,15 +109,26 @@ class Node:
                 assert held is not None
                 known = held.memory.seqs
                 fresh = [item for item in items if item.seq not in known and item.role != "recalled"]
+                left = [item for item in fresh if held.memory.has_passed(item.seq, item.pin)]
+                # what left with the journal read so far is known; what comes older than that is not counted yet
+                is_late = any(item.seq > held.synced_seq for item in left)
+                gone = {item.seq for item in left}
+                fresh = [] if is_late else [item for item in fresh if item.seq not in gone]
                 amplitudes = self._amplitudes(fresh)  # outside the lock: recalls go on meanwhile
                 with held.lock:
                     if held.is_gone:
                         continue
                     self._take_in(held, fresh, amplitudes)
+                    if is_late or held.memory.is_behind:
+                        self._start_over(memory, held)
+                        self._catch_up(memory, held)
                     return self._figures(held)
 
     def recall(self, memory: str, queries: Sequence[RecallQuery], *, refresh: bool = False) -> list[Recollection]:
         """Measure one memory for each query; evidence names this node. An unknown memory gives empty answers.
+
+        Items that have left because of a byte budget are found by queries with a filter only: the newest 256 of them
+        that pass it are read from the journal and measured beside the others.
 
         `refresh`: read the journal first, because an absorb did not arrive.
         """
@@ -114,6 +139,9 @@ class Node:
             with held.lock:
                 answers = held.memory.recall(queries)
                 held.measure()  # what a recall keeps for the next one counts too
+                measured = held.memory.seqs  # what leaves from here on has been measured
+            if held.memory.evicted:
+                answers = [self._with_evicted(held, measured, *pair) for pair in zip(queries, answers, strict=True)]
             with self._lock:
                 self._recalled += len(queries)
             return [replace(answer, evidence=tuple(_named(answer, self.spec.name))) for answer in answers]
@@ -124,9 +152,38 @@ class Node:
         if held is None:
             return ForgetReceipt(memory=memory, forgotten=0, before=Figures(), after=Figures())
         with held.lock:
+            before = held.memory.figures()
             receipt = held.memory.forget(seqs)
             self._changed(held)
-            return receipt
+            if not held.memory.is_behind:
+                return receipt
+            self._start_over(memory, held)
+            self._catch_up(memory, held)
+            after = self._figures(held)
+            forgotten = sum(before.tiers.values()) - sum(after.tiers.values())
+            return ForgetReceipt(memory=memory, forgotten=max(0, forgotten), before=before, after=after)
+
+    def recode(self, memory: str) -> Figures:
+        """Make a memory anew from the journal with the bits and the budget that its session has now.
+
+        The old one answers meanwhile. What is stored at the same precision or a higher one is read; going above it
+        means to encode the texts again.
+        """
+        self._check_holds(memory)
+        with _Busy(self):
+            fresh = Held(self._new_memory(memory), is_shared=memory.startswith("c/"))
+            with fresh.lock:
+                self._catch_up(memory, fresh)
+                fresh.is_stale = True  # the old one may have taken something in since
+                with self._lock:
+                    old = self._held.pop(memory, None)
+                    self._held[memory] = fresh
+                if old is not None:
+                    with old.lock:
+                        old.is_gone = True
+                        fresh.memory.version = max(fresh.memory.version, old.memory.version + 1)
+                self._changed(fresh)
+            return self.figures(memory)
 
     def drop(self, memory: str) -> None:
         """Let a memory go from this process; what the journal still has of it comes back at the next use."""
@@ -135,12 +192,14 @@ class Node:
         if held is not None:
             with held.lock:
                 held.is_gone = True
+                self._note_emptied(memory, held)
 
     def figures(self, memory: str) -> Figures:
         """What the memory's state measures; an unknown memory is an empty one."""
         held = self._open(memory, create=False) if self._holds(memory) else None
         if held is None:
-            return Figures(bits=self.spec.bits)
+            bits, budget_bytes = self._choices(memory) if self._holds(memory) else (self.spec.bits, None)
+            return Figures(bits=bits, budget_bytes=budget_bytes)
         with held.lock:
             return self._figures(held)
 
@@ -154,11 +213,15 @@ class Node:
         with self._lock:
             revision = self._revision
             changed = [held for held in self._held.values() if held.revision > since]
-        out = []
+            emptied = [name for name, at in self._emptied.items() if at > since and name not in self._held]
+        # everything was forgotten, and that is news
+        out = [empty_advertisement(self.spec.name, name, self._encode.dim) for name in emptied]
         for held in changed:
             with held.lock:
                 if len(held.memory):
                     out.append(held.memory.advertisement(self.spec.name))
+                else:
+                    out.append(empty_advertisement(self.spec.name, held.memory.memory, self._encode.dim))
         return out, revision
 
     def sketches(self, max_sessions: int = 32) -> list[bytes]:
@@ -173,11 +236,20 @@ class Node:
                     out.append(held.memory.sketch.to_bytes())
         return out
 
+    def sketch(self, memory: str) -> bytes:
+        """The sketch of one memory as a packet; empty when there is nothing in it."""
+        held = self._open(memory, create=False) if self._holds(memory) else None
+        if held is None:
+            return b""
+        with held.lock:
+            return held.memory.sketch.to_bytes() if len(held.memory) else b""
+
     def stats(self, host: str = "", epoch: int = 0) -> NodeStats:
         """Counters since the node was made. `figures` are those of the memory that changed last."""
         with self._lock:
             held = list(self._held.values())
             written, recalled, busy_s = self._written, self._recalled, self._busy_s
+            corrected = self._corrected
         newest = max(held, key=lambda one: one.revision, default=None)
         figures = Figures(bits=self.spec.bits)
         if newest is not None and newest.figures is not None:
@@ -198,12 +270,14 @@ class Node:
             recalled=recalled,
             busy_s=busy_s,
             figures=figures,
+            corrected=corrected,
+            stopped=sum(map(self._holds, self._stored.stopped())),
         )
 
     # ------------------------------------------------------------------------------------------------ how it is done
     def _holds(self, memory: str) -> bool:
         kind, _, name = memory.partition("/")
-        return self.spec.sessions if kind == "s" else kind == "c" and name in self.spec.collections
+        return self.spec.sessions if kind == "s" else kind == "c" and plain(name) in self.spec.collections
 
     def _check_holds(self, memory: str) -> None:
         kind, _, name = memory.partition("/")
@@ -234,39 +308,78 @@ class Node:
                     self._catch_up(memory, held)
                     if self.spec.capacity_bytes:  # what the journal has is taken in; others make room for it
                         self._evict(self.spec.capacity_bytes, keep=memory)
-                if not create and not held.is_shared and not len(held.memory):
+                if not create and not held.is_shared and not len(held.memory) and not held.memory.evicted:
                     self._let_go(memory, held)  # asking about an unknown session must not cost memory
                     return None
                 return held
 
-    def _new_memory(self, memory: str) -> Memory:
+    def _choices(self, memory: str) -> tuple[int, int | None]:
+        """The bits and the budget of a memory: the session's own, else the node's."""
+        bits, budget_bytes = self._stored.choices(memory)
+        return bits or self.spec.bits, budget_bytes or self.spec.budget_bytes
+
+    def _new_memory(self, memory: str, *, is_bounded: bool = True) -> Memory:
         spec = self.spec
+        bits, max_bytes = self._choices(memory)
         return Memory(
             memory,
             self._encode.dim,
             spec.recall,
-            bits=spec.bits,
+            bits=bits,
             rank=spec.rank,
             half_life_s=spec.half_life_s,
             clock=self._clock,
+            max_bytes=max_bytes if is_bounded else None,
         )
+
+    def _start_over(self, memory: str, held: Held) -> None:
+        """Begin again with an empty memory, to be read from the journal."""
+        version = held.memory.version
+        held.memory, held.synced_seq, held.is_stale = self._new_memory(memory), 0, True
+        held.memory.version = version + 1
+        self._changed(held)
 
     def _catch_up(self, memory: str, held: Held) -> None:
         """Absorb what the journal has after `synced_seq`, from stored codes where there are any."""
-        width = code_bytes(self._encode.dim, self.spec.bits)
         while True:
-            page = self._journal.items(memory, after_seq=held.synced_seq, limit=_PAGE, code=self.code)
+            page = self._stored.page(memory, held.synced_seq, _PAGE, held.memory.bits)
             known = held.memory.seqs
             mine = [item for item in page if item.seq not in known and self._is_mine(memory, item)]
-            # an item without codes of this precision and encoder is coded anew
-            mine = [item if item.codes and len(item.codes) == width else _uncoded(item) for item in mine]
-            mine = [item for item in mine if item.codes or _is_usable(item, self._encode.dim)]
-            self._take_in(held, mine, self._amplitudes(mine))
+            if any(held.memory.has_passed(item.seq, item.pin) for item in mine):
+                self._start_over(memory, held)  # whether they are counted cannot be told
+                continue
+            self._take_in(held, *self._readable(memory, mine))
             if page:
                 held.synced_seq = page[-1].seq
             if len(page) < _PAGE:
                 break
         held.is_stale = False
+
+    def _readable(self, memory: str, items: Sequence[Item]) -> tuple[list[Item], NDArray[np.float32]]:
+        """Items from the journal that can be used, and the amplitudes of those without codes."""
+        usable, damaged = self._stored.sound(memory, items)
+        with self._lock:
+            self._corrected += damaged
+        return usable, self._amplitudes(usable)
+
+    def _with_evicted(self, held: Held, measured: Set[int], query: RecallQuery, answer: Recollection) -> Recollection:
+        """An answer, for which the items `measured` were there, with what had left and passes the query's filter."""
+        memory = held.memory
+        if query.filter is None:
+            return answer
+        last = max(memory.passed.values())
+        found = self._stored.newest(memory.memory, last, query.filter, _MOST_EVICTED, memory.bits)
+        gone = [
+            item
+            for item in found
+            if item.seq not in measured and memory.has_passed(item.seq, item.pin) and self._is_mine(memory.memory, item)
+        ]
+        if not gone:
+            return answer
+        aside = self._new_memory(memory.memory, is_bounded=False)
+        items, amplitudes = self._readable(memory.memory, gone)
+        aside.absorb(items, amplitudes, self._stored.bits_of(items, aside.bits))
+        return answer.joined(aside.recall([query])[0], query.k)
 
     def _is_mine(self, memory: str, item: Item) -> bool:
         if item.role == "recalled":
@@ -283,7 +396,7 @@ class Node:
             rows[texts] = self._encode([items[row].text for row in texts])
         for row, item in enumerate(items):
             if not item.codes and item.amplitudes is not None:
-                rows[row] = _given(item, dim)
+                rows[row] = given_amplitudes(item, dim)
         return rows
 
     def _take_in(self, held: Held, items: Sequence[Item], amplitudes: NDArray[np.float32]) -> None:
@@ -293,13 +406,14 @@ class Node:
         if not keep:
             return
         fresh = [items[row] for row in keep]
-        codes = held.memory.absorb(fresh, amplitudes[keep])
+        bits = held.memory.bits
+        codes = held.memory.absorb(fresh, amplitudes[keep], self._stored.bits_of(fresh, bits))
         self._changed(held)
         new = {item.seq: code for item, code in zip(fresh, codes, strict=True) if not item.codes}
         with self._lock:
             self._written += len(new)
         if new:
-            self._store_codes(new, self.code)
+            self._store_codes(new, self._stored.code(bits))
 
     def _make_room(self, memory: str, items: Sequence[Item]) -> None:
         """Evict idle sessions until the new ones among `items` fit.
@@ -313,7 +427,10 @@ class Node:
         held = self._held.get(memory)
         known = held.memory.seqs if held is not None else ()
         num_new = sum(item.seq not in known for item in items)
-        need = num_new * (code_bytes(self._encode.dim, self.spec.bits) + _ITEM_OVERHEAD_BYTES)
+        bits, budget_bytes = self._choices(memory) if held is None else (held.memory.bits, held.memory.max_bytes)
+        need = num_new * (code_bytes(self._encode.dim, bits) + _ITEM_OVERHEAD_BYTES)
+        if budget_bytes is not None:
+            need = min(need, max(0, budget_bytes - (held.bytes if held is not None else 0)))
         total = self._evict(capacity - need, keep=memory)
         if num_new and total + need > capacity:
             raise LimitExceeded(f"capacity_bytes of node '{self.spec.name}'", capacity, total + need)
@@ -340,6 +457,18 @@ class Node:
         with self._lock:
             if self._held.get(memory) is held:
                 del self._held[memory]
+        self._note_emptied(memory, held)
+
+    def _note_emptied(self, memory: str, held: Held) -> None:
+        """It may have been advertised; nobody is to go on with that."""
+        if not held.revision:
+            return
+        with self._lock:
+            self._revision += 1
+            self._emptied[memory] = self._revision
+            self._emptied.move_to_end(memory)
+            if len(self._emptied) > _MOST_EMPTIED:
+                self._emptied.popitem(last=False)
 
     def _changed(self, held: Held) -> None:
         held.figures = None
@@ -373,29 +502,3 @@ class _Busy:
 
 def _named(answer: Recollection, node: str) -> list[Evidence]:
     return [one if one.node == node else msgspec.structs.replace(one, node=node) for one in answer.evidence]
-
-
-def _uncoded(item: Item) -> Item:
-    return msgspec.structs.replace(item, codes=None) if item.codes else item
-
-
-def _is_usable(item: Item, dim: int) -> bool:
-    """Whether a rebuild can use the item; one that no absorb could take must not stop the others."""
-    if item.amplitudes is None:
-        return True
-    try:
-        _given(item, dim)
-    except InvalidRequest as error:
-        _log.warning("left out of the rebuild: %s", error)
-        return False
-    return True
-
-
-def _given(item: Item, dim: int) -> NDArray[np.float32]:
-    """The amplitudes that came with an item, at unit norm."""
-    assert item.amplitudes is not None
-    row = np.frombuffer(item.amplitudes, np.float32)
-    norm = float(np.linalg.norm(row))
-    if row.shape != (dim,) or not np.isfinite(norm) or norm == 0.0:
-        raise InvalidRequest(f"item '{item.item_id}': amplitudes must be {dim} finite numbers, not all zero")
-    return (row / norm).astype(np.float32)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qraf.errors import QrafError
-from qraf.settings import EncoderSettings, GeneratorSettings
+from qraf.settings import EncoderSettings, GeneratorSettings, SealSettings
 from qraf.text.generator import Endpoint
 
 if TYPE_CHECKING:
@@ -25,14 +26,16 @@ class HostActor:
         settings: EncoderSettings,
         wants_gpu: bool,
         encoder: Callable[[], Encoder] | None,
+        masters: tuple[SealSettings, Path] | None = None,
     ) -> None:
         from qraf.actors.encoding import EncodeQueue
         from qraf.actors.host import Host
         from qraf.storage.journal import Journal
+        from qraf.storage.seal import MasterKeys
 
         load = encoder or partial(_load_encoder, settings, wants_gpu)
         self._encoding = EncodeQueue(load, settings.max_batch)
-        self._journal = Journal.open(journal_url)
+        self._journal = Journal.open(journal_url, None, MasterKeys(*masters) if masters else None, leads=False)
         self._host = Host(self._encoding, self._journal)
 
     def call(self, method: str, *args: Any) -> Any:

@@ -40,8 +40,17 @@ _log = logging.getLogger(__name__)
 _ENGINE = "embedded engine"  # its name in the supervisor's books; no host can be called so
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
-_GROUPS = {"read": 12, "write": 8, "control": 2}  # threads: reading never waits behind writing, a probe behind neither
-_GROUP_OF = {"absorb": "write", "forget": "write", "drop": "write", "adopt": "control"}
+# threads: reading never waits behind writing, states or services, a probe behind none of them
+_GROUPS = {"read": 12, "write": 8, "states": 4, "work": 1, "control": 2}
+_GROUP_OF = {
+    "absorb": "write",
+    "forget": "write",
+    "drop": "write",
+    "recode": "write",
+    "states": "states",
+    "work": "work",
+    "adopt": "control",
+}
 
 _HostActor: Any = ray.remote(concurrency_groups=_GROUPS)(HostActor)
 _EngineActor: Any = ray.remote(max_concurrency=4)(EngineActor)
@@ -63,6 +72,8 @@ class RayRuntime(HostedRuntime):
         encoder: makes the encoder inside each host; must be importable there. Default: what the settings name.
     """
 
+    _is_far = True
+
     def __init__(
         self,
         topology: Topology,
@@ -73,10 +84,12 @@ class RayRuntime(HostedRuntime):
     ) -> None:
         super().__init__(topology, settings, clock=clock, window_ms=settings.runtime.batch_window_ms)
         self._url = settings.journal()
+        self._masters = settings.seal, settings.master_key_file()
         if ":memory:" in self._url:
             raise InvalidRequest("hosts are other processes: they need a journal in a file or on a server")
         self._load = encoder
-        names = [*topology.hosts, *([_ENGINE] if self._needs_engine else [])]
+        self._has_engine = self._needs_engine and not any(one.name == "generate" for one in topology.services)
+        names = [*topology.hosts, *([_ENGINE] if self._has_engine else [])]
         self.supervisor = Supervisor(names, self._clock)
         self._actors: dict[str, Any] = {}
         self._gone: dict[str, asyncio.Future[None]] = {}  # done when the host of that name is given up
@@ -173,7 +186,7 @@ class RayRuntime(HostedRuntime):
                     spec = self.topology.hosts[name]
                     actor = await self._take_spare(spec) or await self._create_host(spec)
                     adopt = actor.call.options(concurrency_group="control").remote
-                    report = raised(await reply(adopt("adopt", Spell(name, epoch, self.topology))))
+                    report = raised(await reply(adopt("adopt", self._spell(name, epoch))))
         except (TimeoutError, RayError, QrafError) as error:
             self.supervisor.lost(name, epoch, str(error) or "start timed out")
             _log.warning("'%s' did not start (epoch %d): %s", name, epoch, error)
@@ -195,6 +208,9 @@ class RayRuntime(HostedRuntime):
                 self.phase = f"starting hosts ({up} of {len(self.topology.hosts)})"
         else:
             self._mark_generators()
+
+    def _spell(self, name: str, epoch: int) -> Spell:
+        return Spell(name, epoch, self.topology, self.settings.states)
 
     async def _create(self, name: str, kind: Any, *args: Any, gpus: float = 0.0) -> Any:
         options: dict[str, Any] = {
@@ -221,7 +237,7 @@ class RayRuntime(HostedRuntime):
         wants_gpu = spec is not None and spec.device != "cpu" and gpus > 0
         name = f"host/{spec.name}" if spec else "host/spare"
         actor = await self._create(
-            name, _HostActor, self._url, self._encoder_settings(), wants_gpu, self._load, gpus=gpus
+            name, _HostActor, self._url, self._encoder_settings(), wants_gpu, self._load, self._masters, gpus=gpus
         )
         try:
             ready = actor.ready.options(concurrency_group="read").remote
@@ -268,7 +284,7 @@ class RayRuntime(HostedRuntime):
             epoch = self.supervisor.begin(name)
             try:
                 adopt = actor.call.options(concurrency_group="control").remote
-                report = raised(await reply(adopt("adopt", Spell(name, epoch, self.topology)), 10.0))
+                report = raised(await reply(adopt("adopt", self._spell(name, epoch)), 10.0))
             except (RayError, TimeoutError, QrafError) as error:
                 del self._actors[name]
                 self.supervisor.lost(name, epoch, str(error))
@@ -333,7 +349,7 @@ class RayRuntime(HostedRuntime):
 
     def _mark_generators(self) -> None:
         for spec in self.topology.generators():
-            own = bool(spec.url or self.settings.generator.url)
+            own = bool(spec.url or self.settings.generator.url) or not self._has_engine
             up = own or self._engine_at is not None
             epoch = 1 if own else self.supervisor.charges[_ENGINE].epoch
             self.health[spec.name] = NodeHealth(up=up, epoch=epoch)

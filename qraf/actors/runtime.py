@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qraf.actors.hosted import HostedRuntime, NodeHealth
+from qraf.actors.hosted import GenerateElsewhere, HostedRuntime, NodeHealth
 from qraf.actors.messages import HostReport, Spell
 from qraf.clock import Clock
 from qraf.errors import NodeDown
@@ -18,6 +18,7 @@ from qraf.frames import NodeView
 from qraf.network.topology import Topology
 from qraf.records import Advertisement, Figures, ForgetReceipt, Item, NodeAnswer, NodeStats, Visit
 from qraf.settings import Settings
+from qraf.state_orders import StateAnswer, StateOrder
 from qraf.storage.journal import Journal
 from qraf.text.generator import Endpoint
 
@@ -62,6 +63,10 @@ class Runtime(Protocol):
         """Ask all hosts at once; answers come as hosts answer. A host that fails gives answers with `error`."""
         ...
 
+    async def states(self, order: StateOrder) -> StateAnswer:
+        """Carry out an order on stored states. After `NodeDown` a change may have been made: the version tells."""
+        ...
+
     async def forget(self, node: str, memory: str, seqs: Sequence[int]) -> ForgetReceipt:
         """Forget items that the journal has tombstoned."""
         ...
@@ -70,8 +75,19 @@ class Runtime(Protocol):
         """Let a memory go from its node."""
         ...
 
+    async def recode(self, node: str, memory: str, num_items: int) -> Figures:
+        """Make a memory anew with the bits and the budget that its session has now; the old one answers meanwhile.
+
+        `num_items`, about: texts may be encoded again, and the call waits that much longer.
+        """
+        ...
+
     async def figures(self, node: str, memory: str) -> Figures:
         """What a memory's state measures; an unknown memory is an empty one."""
+        ...
+
+    async def sketch(self, node: str, memory: str) -> bytes:
+        """The sketch of one memory as a packet; empty when there is nothing in it."""
         ...
 
     async def advertisements(self, everything: bool = False) -> list[Advertisement]:
@@ -92,6 +108,10 @@ class Runtime(Protocol):
 
     def endpoint(self, node: str) -> Endpoint:
         """Where the model of a generator node listens now."""
+        ...
+
+    def leases(self, node: str) -> GenerateElsewhere | None:
+        """The engines outside of the runtime for a generator node; None: `endpoint` tells."""
         ...
 
 
@@ -118,6 +138,7 @@ class LocalRuntime(HostedRuntime):
         self._journal, self._load, self._given_endpoint = journal, encoder, endpoint
         self._threads = {
             "absorb": ThreadPoolExecutor(8, thread_name_prefix="local-write"),
+            "states": ThreadPoolExecutor(4, thread_name_prefix="local-states"),
             "": ThreadPoolExecutor(8, thread_name_prefix="local"),
         }
         self._hosts: dict[str, Host] = {}
@@ -164,7 +185,7 @@ class LocalRuntime(HostedRuntime):
         self._encoding.encoder()
         for name in self.topology.hosts:
             self._hosts[name] = Host(self._encoding, self._journal, clock=self._clock)
-            self._hosts[name].adopt(Spell(name, 1, self.topology))
+            self._hosts[name].adopt(Spell(name, 1, self.topology, self.settings.states))
 
     def _start_engine(self) -> None:
         from qraf.text.engine import EmbeddedEngine

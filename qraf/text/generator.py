@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +21,7 @@ from qraf.errors import EngineFailed, LimitExceeded
 from qraf.settings import GeneratorSettings
 from qraf.text.transport import StreamTransport
 
-__all__ = ["Endpoint", "Generator", "Piece", "TokenUsage"]
+__all__ = ["Endpoint", "Generator", "Lease", "Piece", "TokenUsage"]
 
 _CONNECT_TIMEOUT_S = 10.0
 _MAX_ERROR_BYTES = 65536
@@ -39,6 +39,10 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint(url={self.url!r}, model={self.model!r})"
+
+
+Lease = Callable[[], AbstractAsyncContextManager[Endpoint]]
+"""Where a model answers, held for as long as one answer streams."""
 
 
 class TokenUsage(msgspec.Struct, frozen=True):
@@ -61,16 +65,30 @@ class Piece(msgspec.Struct, frozen=True):
 class Generator:
     """Streams answers from the model behind `endpoint`, which is asked anew for every request.
 
-    At most `settings.slots` requests run at once, `settings.max_waiting` more wait their turn, and what comes beyond
-    is refused at once with `LimitExceeded`. Belongs to one event loop.
+    At most `slots` requests run at once, `settings.max_waiting` more wait their turn, and what comes beyond is refused
+    at once with `LimitExceeded`. Belongs to one event loop.
+
+    Args:
+        endpoint: where the model answers now.
+        settings: limits and time-outs.
+        lease: instead of `endpoint`, an endpoint for one answer, from several replicas for example.
+        slots: requests that run at once; default: as many as the settings give one engine.
     """
 
-    def __init__(self, endpoint: Callable[[], Endpoint], settings: GeneratorSettings) -> None:
-        self._endpoint, self._settings = endpoint, settings
-        self._slots = asyncio.Semaphore(settings.slots)
+    def __init__(
+        self,
+        endpoint: Callable[[], Endpoint],
+        settings: GeneratorSettings,
+        *,
+        lease: Lease | None = None,
+        slots: int | None = None,
+    ) -> None:
+        self._endpoint, self._settings, self._lease = endpoint, settings, lease
+        self._num_slots = slots or settings.slots
+        self._slots = asyncio.Semaphore(self._num_slots)
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
-            transport=StreamTransport(settings.slots, _certificates()),
+            transport=StreamTransport(self._num_slots, _certificates()),
             trust_env=False,
         )
         self.running = 0
@@ -109,8 +127,7 @@ class Generator:
             body["stop"] = list(stop)
         if seed is not None:
             body["seed"] = seed
-        async with self._slot():
-            endpoint = self._endpoint()
+        async with self._slot(), self._leased() as endpoint:
             body["model"] = model or endpoint.model
             async with aclosing(self._answer(endpoint, msgspec.json.encode(body), str(body["model"]))) as pieces:
                 async for piece in pieces:
@@ -119,6 +136,19 @@ class Generator:
     async def aclose(self) -> None:
         """Close every connection. Twice: nothing more happens."""
         await self._http.aclose()
+
+    @asynccontextmanager
+    async def _leased(self) -> AsyncGenerator[Endpoint, None]:
+        if self._lease is None:
+            yield self._endpoint()
+            return
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(self._settings.first_token_timeout_s):
+                    endpoint = await stack.enter_async_context(self._lease())
+            except TimeoutError:
+                raise LimitExceeded("slots", self._num_slots, self.running + 1, _RETRY_AFTER_MS) from None
+            yield endpoint
 
     @asynccontextmanager
     async def _slot(self) -> AsyncGenerator[None, None]:
@@ -130,7 +160,7 @@ class Generator:
                 async with asyncio.timeout(self._settings.first_token_timeout_s):
                     await self._slots.acquire()
             except TimeoutError:
-                raise LimitExceeded("slots", self._settings.slots, self.running + 1, _RETRY_AFTER_MS) from None
+                raise LimitExceeded("slots", self._num_slots, self.running + 1, _RETRY_AFTER_MS) from None
             finally:
                 self.waiting -= 1
         else:
@@ -150,7 +180,7 @@ class Generator:
                     response = await self._send(endpoint, body)
                 except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                     # a kept connection that the server has closed, or a server that is just being replaced
-                    endpoint = self._endpoint()
+                    endpoint = endpoint if self._lease is not None else self._endpoint()
                     response = await self._send(endpoint, body)
         except TimeoutError:
             raise EngineFailed(model, self._silence("first_token_timeout_s")) from None

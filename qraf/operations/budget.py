@@ -1,0 +1,42 @@
+"""How much one call may take: seconds and bytes of states. Looked at between steps, so that no call runs on unseen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from qraf.errors import LimitExceeded
+from qraf.operations.state import Made
+
+__all__ = ["Budget"]
+
+
+@dataclass(slots=True)
+class Budget:
+    """The time and room of a call; None: no bound.
+
+    `started`: when the call came, in monotonic seconds. `taken`: bytes of the factors that it loaded or made.
+    """
+
+    max_s: float | None = None
+    max_bytes: int | None = None
+    started: float = field(default_factory=time.monotonic)
+    taken: int = 0
+
+    def check(self) -> None:
+        """Raises LimitExceeded once the time is over."""
+        spent = time.monotonic() - self.started
+        if self.max_s is not None and spent > self.max_s:
+            raise LimitExceeded("states.max_call_s", int(self.max_s), round(spent))
+
+    def take(self, made: Made) -> Made:
+        """Count a state that was loaded or made, and give it back.
+
+        Raises:
+            LimitExceeded: the states of the call have too many bytes, or its time is over.
+        """
+        self.taken += made.state.nbytes
+        if self.max_bytes is not None and self.taken > self.max_bytes:
+            raise LimitExceeded("states.max_call_bytes", self.max_bytes, self.taken)
+        self.check()
+        return made

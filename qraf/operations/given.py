@@ -1,0 +1,57 @@
+"""The states and matrices that an order of a service names. Stored states and texts have been filled in before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qraf.errors import InvalidRequest, NotFound
+from qraf.operations.batches import matrices_of
+from qraf.operations.prepare import prepare
+from qraf.operations.state import Made
+from qraf.service_orders import Matrices
+from qraf.state_orders import Operand, Preparation
+from qraf.states.state import DENSE_MAX, State
+
+__all__ = ["densities_of", "states_of"]
+
+
+def states_of(operands: Sequence[Operand], pointer: str) -> list[State]:
+    """The states of an order, in order.
+
+    Raises:
+        InvalidRequest: none, or one that cannot be made, by its pointer.
+    """
+    if not operands:
+        raise InvalidRequest("must hold at least one state", pointer)
+    made = []
+    for index, operand in enumerate(operands):
+        wanted = Preparation(state=operand) if isinstance(operand, str) else operand
+        made += prepare([(wanted, f"{pointer}/{index}")], _no_encoder, _no_store)
+    return [one.state for one in made]
+
+
+def densities_of(matrices: Matrices | None, operands: Sequence[Operand] | None) -> list[tuple[Tensor, str]]:
+    """Matrices (d, d) with their pointers: those of `matrices`, or the density matrices of `states`."""
+    if (matrices is None) == (operands is None):
+        raise InvalidRequest("give one of `matrices` and `states`", "/matrices")
+    if matrices is not None:
+        return matrices_of(matrices, "/matrices")
+    found = []
+    for index, state in enumerate(states_of(operands or (), "/states")):
+        if state.d > DENSE_MAX:
+            need = f"must have d of at most {DENSE_MAX}, for it is made dense, but has {state.d}"
+            raise InvalidRequest(need, f"/states/{index}")
+        found.append((state.rho(), f"/states/{index}"))
+    return found
+
+
+def _no_encoder(texts: Sequence[str]) -> NDArray[np.float32]:
+    raise InvalidRequest("a text needs a server's encoder; give amplitudes", "/states")
+
+
+def _no_store(state: str, pointer: str) -> Made:
+    raise NotFound("state", state)
