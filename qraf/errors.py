@@ -13,26 +13,36 @@ __all__ = [
     "CannotConnect",
     "CannotListen",
     "ConnectionLost",
+    "CredentialExpired",
+    "CredentialInvalid",
+    "CredentialRevoked",
     "DuplicateId",
     "EngineFailed",
     "InvalidRequest",
     "InvalidState",
     "InvalidTopology",
+    "KeysMissing",
     "LimitExceeded",
     "NoRoute",
     "NodeDown",
     "NotAllowed",
+    "NotAuthenticated",
     "NotAvailable",
     "NotFound",
+    "NotReady",
     "ProtocolError",
     "QrafError",
     "RecalledNotAbsorbed",
+    "ReplayGone",
+    "SealBroken",
     "ServerError",
     "SessionClosed",
     "SessionNotFound",
     "StorageFailed",
+    "Superseded",
     "TimedOut",
     "TopologyFault",
+    "VersionConflict",
 ]
 
 
@@ -179,6 +189,24 @@ class SessionClosed(QrafError, RuntimeError):
         return f"session '{self.session}' is closed: {self.reason}"
 
 
+class VersionConflict(QrafError, RuntimeError):
+    """A thing was to be changed in a version that it no longer has; read it again, then decide. Nothing was changed.
+
+    `wanted` 0: it was to be made.
+    """
+
+    code, title, status = "version_conflict", "Version conflict", 412
+
+    def __init__(self, kind: str, name: str, wanted: int, now: int) -> None:
+        super().__init__(kind, name, wanted, now)
+        self.kind, self.name, self.wanted, self.now = kind, name, wanted, now
+
+    def __str__(self) -> str:
+        if not self.wanted:
+            return f"{self.kind} '{self.name}' is there already, in version {self.now}, and is another one"
+        return f"{self.kind} '{self.name}' has version {self.now}, not {self.wanted}"
+
+
 class NoRoute(QrafError, LookupError):
     """No path joins two nodes under the current costs."""
 
@@ -237,6 +265,33 @@ class LimitExceeded(QrafError, RuntimeError):
         return text if self.got is None else f"{text}, but {self.got} came"
 
 
+class ReplayGone(QrafError, LookupError):
+    """The frames right after the last one that a reader saw are no longer kept; the response has its whole text."""
+
+    code, title, status = "replay_gone", "No longer kept", 410
+
+    def __init__(self, response: str, after_seq: int) -> None:
+        super().__init__(response, after_seq)
+        self.response, self.after_seq = response, after_seq
+
+    def __str__(self) -> str:
+        where = f"GET /v1/responses/{self.response} has the whole text"
+        return f"what response '{self.response}' emitted after seq {self.after_seq} is no longer kept; {where}"
+
+
+class Superseded(QrafError, RuntimeError):
+    """A newer reader took the stream over; a response has one reader at a time."""
+
+    code, title, status = "superseded", "Superseded", 409
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.stream = stream
+
+    def __str__(self) -> str:
+        return f"a newer reader took stream '{self.stream}' over"
+
+
 class NotAllowed(QrafError, PermissionError):
     """The caller may not do this."""
 
@@ -248,6 +303,37 @@ class NotAllowed(QrafError, PermissionError):
 
     def __str__(self) -> str:
         return f"not allowed: {self.what}" + (f"; {self.why}" if self.why else "")
+
+
+class NotAuthenticated(QrafError, PermissionError):
+    """Nobody said who asks: an API key or a token is needed."""
+
+    code, title, status = "not_authenticated", "Not authenticated", 401
+
+    def __init__(self, detail: str = "say who you are: `Authorization: Bearer` with an API key or a token") -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class CredentialInvalid(NotAuthenticated):
+    """A key, token or ticket that is wrong, and what of it."""
+
+    code, title = "credential_invalid", "Invalid credential"
+
+
+class CredentialExpired(NotAuthenticated):
+    """A key, token or ticket whose time is over."""
+
+    code, title = "credential_expired", "Expired credential"
+
+
+class CredentialRevoked(NotAuthenticated):
+    """An API key that was revoked."""
+
+    code, title = "credential_revoked", "Revoked credential"
 
 
 class NotAvailable(QrafError, NotImplementedError):
@@ -263,17 +349,62 @@ class NotAvailable(QrafError, NotImplementedError):
         return f"{self.what} is not available yet"
 
 
+class NotReady(QrafError, RuntimeError):
+    """The server is starting or stopping: the same again, here or at another server, after a while."""
+
+    code, title, status, retryable = "not_ready", "Not ready", 503, True
+
+    def __init__(self, state: str, retry_after_ms: int = 1000) -> None:
+        super().__init__(state, retry_after_ms)
+        self.state, self.retry_after_ms = state, retry_after_ms
+
+    def __str__(self) -> str:
+        return f"the server is {self.state}; try again in {self.retry_after_ms / 1000:g} s"
+
+
 class StorageFailed(QrafError, OSError):
-    """The journal could not read or write; nothing that was not acknowledged is promised."""
+    """The journal could not read or write; nothing that was not acknowledged is promised.
+
+    `retry_after_ms` where it is known to pass: a database server that is away, a lock that others hold.
+    """
 
     code, title, status, retryable = "storage_failed", "Storage failed", 503, True
 
-    def __init__(self, what: str, reason: str) -> None:
-        super().__init__(what, reason)
-        self.what, self.reason = what, reason
+    def __init__(self, what: str, reason: str, retry_after_ms: int | None = None) -> None:
+        super().__init__(what, reason, retry_after_ms)
+        self.what, self.reason, self.retry_after_ms = what, reason, retry_after_ms
 
     def __str__(self) -> str:
         return f"{self.what} failed: {self.reason}"
+
+
+class SealBroken(QrafError, RuntimeError):
+    """Sealed bytes that do not open: changed, moved from elsewhere, put back from an older copy, or without their key.
+
+    Their memory stops here, because what it holds cannot be trusted; others go on.
+    """
+
+    code, title, status = "seal_broken", "Seal broken", 500
+
+    def __init__(self, tenant: str, memory: str, seq: int | str, what: str) -> None:
+        super().__init__(tenant, memory, seq, what)
+        self.tenant, self.memory, self.seq, self.what = tenant, memory, seq, what
+
+    def __str__(self) -> str:
+        return f"the seal is broken: tenant '{self.tenant}', memory '{self.memory}', {self.seq}: {self.what}"
+
+
+class KeysMissing(QrafError, RuntimeError):
+    """The master keys that a sealed journal needs are not there, or cannot be read."""
+
+    code, title, status = "keys_missing", "Master key missing", 503
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class ServerError(QrafError, RuntimeError):

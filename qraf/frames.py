@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from qraf.decode_frames import DecodeClose, DecodeCommitted, DecodeDone, DecodeOpen, DecodeOpened, DecodeRounds
 from qraf.records import Figures, Filter, Terms
+from qraf.state_frames import StateCommand, StateDone
 
 __all__ = [
     "Ack",
@@ -27,7 +29,9 @@ __all__ = [
     "Goodbye",
     "Hello",
     "Hop",
+    "ItemWarning",
     "Limits",
+    "LinkOut",
     "Metrics",
     "MetricsChoice",
     "NetworkDelta",
@@ -45,6 +49,8 @@ __all__ = [
     "ResponseHop",
     "ResponseMetrics",
     "ResponseRoute",
+    "Resume",
+    "Resumed",
     "RouteChoice",
     "RouteOut",
     "ServerFrame",
@@ -78,22 +84,42 @@ class ClientInfo(_Part, frozen=True, kw_only=True):
     version: str = ""
 
 
+class Resume(_Part, frozen=True, kw_only=True):
+    """A stream to go on with: its name and epoch from `response.created`, and the last `seq` that was seen."""
+
+    stream: str
+    epoch: str
+    after_seq: int = 0
+
+
 class Hello(_In, tag="hello", frozen=True, kw_only=True):
-    """The first frame, within 5 s. `coalesce_ms` (0-100): how long deltas are merged before they are sent."""
+    """The first frame, within 5 s. `coalesce_ms` (0-100): how long deltas are merged before they are sent.
+
+    `resume`: responses of an earlier connection to go on with. `auth`: an API key or a token, where the request that
+    opened the socket had none.
+    """
 
     id: str = ""
     client: ClientInfo = ClientInfo()
     coalesce_ms: int = 15
+    resume: tuple[Resume, ...] = ()
+    auth: str | None = None
 
 
 class SessionOpen(_In, tag="session.open", frozen=True, kw_only=True):
-    """Open a session, or make one: without `session` a new id is made; `create=False` refuses to make a named one."""
+    """Open a session, or make one: without `session` a new id is made; `create=False` refuses to make a named one.
+
+    `bits` (32, 8, 4, 2 or 1) is the precision of its memory's codes and `budget_bytes` the most that this memory may
+    hold. Null: as the session has it, and a new one as its node says.
+    """
 
     id: str
     session: str | None = None
     metadata: dict[str, Any] = {}
     ttl_s: float | None = None
     create: bool = True
+    bits: int | None = None
+    budget_bytes: int | None = None
 
 
 class WireItem(_Part, frozen=True, kw_only=True):
@@ -178,6 +204,7 @@ class Enhance(_In, tag="enhance", frozen=True, kw_only=True):
 
     `collections: null` means every collection of the topology, `[]` none.
     `remember`: prompt and answer are written to the session afterwards (what was recalled never is).
+    `key`: chosen anew for each prompt; the same command with the same key again leads to the same response.
     """
 
     id: str
@@ -189,10 +216,14 @@ class Enhance(_In, tag="enhance", frozen=True, kw_only=True):
     generate: GenerateChoice | Literal[False] = GenerateChoice()
     remember: bool = False
     metrics: MetricsChoice | None = None
+    key: str | None = None
 
 
 class Cancel(_In, tag="cancel", frozen=True, kw_only=True):
-    """Stop a response: `target` is its stream, its response id, or the id of its command. Harmless when late."""
+    """Stop a response: `target` is its stream, its response id, its key, or the id of its command.
+
+    Harmless when late.
+    """
 
     id: str
     target: str
@@ -214,7 +245,7 @@ class Unwatch(_In, tag="unwatch", frozen=True, kw_only=True):
 
 
 class AuthRefresh(_In, tag="auth.refresh", frozen=True, kw_only=True):
-    """Reserved for authentication; answered with `not_available`."""
+    """A newer token of the same subject, before the old one ends; answered by `ack`."""
 
     id: str
     token: str = ""
@@ -226,7 +257,22 @@ class Ping(_In, tag="ping", frozen=True, kw_only=True):
     id: str = ""
 
 
-ClientFrame = Hello | SessionOpen | Write | Recall | Enhance | Cancel | Watch | Unwatch | AuthRefresh | Ping
+ClientFrame = (
+    Hello
+    | SessionOpen
+    | Write
+    | Recall
+    | Enhance
+    | Cancel
+    | Watch
+    | Unwatch
+    | AuthRefresh
+    | Ping
+    | StateCommand
+    | DecodeOpen
+    | DecodeRounds
+    | DecodeClose
+)
 
 
 # ---------------------------------------------------------------------------------------------- server to client
@@ -259,6 +305,25 @@ class Limits(_OutPart, frozen=True, kw_only=True):
     max_inflight_commands: int = 64
     max_watches: int = 16
     max_metadata_bytes: int = 4096
+    max_decoders: int = 8
+    max_decode_detectors: int = 10_000
+    max_decode_bytes: int = 4 * 1024 * 1024
+    max_decode_state_bytes: int = 16 * 1024 * 1024
+    response_grace_s: float = 60.0
+    kept_response_s: float = 120.0
+    ring_frames: int = 2000
+
+
+class Resumed(_OutPart, frozen=True, kw_only=True):
+    """What became of a stream that `hello` named.
+
+    `replayed`: what was missed follows, then what is new. `gap`: what was missed is no longer kept, what is new
+    follows. `done`: it has ended and all of it was seen. `expired`: it is not known, or not any more.
+    """
+
+    stream: str
+    result: Literal["replayed", "gap", "expired", "done"]
+    epoch: str = ""
 
 
 class Welcome(_Out, tag="welcome", frozen=True, kw_only=True):
@@ -270,6 +335,8 @@ class Welcome(_Out, tag="welcome", frozen=True, kw_only=True):
     heartbeat_ms: int
     limits: Limits
     topology: str = ""
+    resumed: tuple[Resumed, ...] = ()
+    auth_expires_at: str | None = None
 
 
 class Ack(_Out, tag="ack", frozen=True, kw_only=True):
@@ -309,6 +376,17 @@ class Rejected(_OutPart, frozen=True, kw_only=True):
     error: ErrorBody
 
 
+class ItemWarning(_OutPart, frozen=True, kw_only=True):
+    """An obvious secret in an item: an `api_key`, `aws_key`, `card_number`, `jwt` or `private_key`.
+
+    `item_id`: as the item was given, without the numbers of its passages. `is_masked`: it was written without it.
+    """
+
+    item_id: str
+    kind: str
+    is_masked: bool = False
+
+
 class WriteDone(_Out, tag="write.done", frozen=True, kw_only=True):
     """Sent when durable and absorbed. `item_ids` are the ids of what was accepted, passages included, in order."""
 
@@ -319,6 +397,7 @@ class WriteDone(_Out, tag="write.done", frozen=True, kw_only=True):
     item_ids: tuple[str, ...] = ()
     state_version: int = 0
     state: Figures
+    warnings: tuple[ItemWarning, ...] = ()
 
 
 class EvidenceOut(_OutPart, frozen=True, kw_only=True):
@@ -365,8 +444,28 @@ class RouteOut(_OutPart, frozen=True, kw_only=True):
     not_visited: dict[str, str] = {}
 
 
+class LinkOut(_OutPart, frozen=True, kw_only=True):
+    """What a noisy link did to the prompt's state when it crossed.
+
+    `errors` is the Pauli string that happened, one letter a qubit; `fidelity` that of what arrived to what left;
+    `lost` the share that leaked out of the state's dimensions. `corrections` is how many errors a protecting code
+    corrects on one such crossing, on average, all qubits together; `w` the link's Werner parameter.
+    """
+
+    source: str
+    target: str
+    errors: str
+    fidelity: float
+    lost: float = 0.0
+    corrections: float = 0.0
+    w: float = 1.0
+
+
 class RecallDone(_Out, tag="recall.done", frozen=True, kw_only=True):
-    """Evidence by falling probability. `coverage` is the probability that the evidence holds together."""
+    """Evidence by falling probability. `coverage` is the probability that the evidence holds together.
+
+    `links` has every noisy link that the state crossed.
+    """
 
     id: str
     evidence: tuple[EvidenceOut, ...]
@@ -374,6 +473,7 @@ class RecallDone(_Out, tag="recall.done", frozen=True, kw_only=True):
     route: RouteOut
     state: Figures
     ms: float = 0.0
+    links: tuple[LinkOut, ...] = ()
 
 
 class _Stamped(_Out, frozen=True, kw_only=True):
@@ -387,6 +487,7 @@ class ResponseCreated(_Stamped, tag="response.created", frozen=True, kw_only=Tru
     id: str
     response: str
     model: str = ""
+    epoch: str = ""
 
 
 class ResponseRoute(_Stamped, tag="response.route", frozen=True, kw_only=True):
@@ -399,7 +500,11 @@ class ResponseRoute(_Stamped, tag="response.route", frozen=True, kw_only=True):
 
 
 class ResponseHop(_Stamped, tag="response.hop", frozen=True, kw_only=True):
-    """A node answered."""
+    """A node answered.
+
+    `links` has the noisy links that the prompt's state crossed on its way there, in order; `arrived` is the fidelity of
+    the state that the node measured to the one that was sent, 1 where no link is noisy.
+    """
 
     node: str
     memory: str = ""
@@ -407,6 +512,8 @@ class ResponseHop(_Stamped, tag="response.hop", frozen=True, kw_only=True):
     items_scanned: int = 0
     state: Figures
     error: str = ""
+    links: tuple[LinkOut, ...] = ()
+    arrived: float = 1.0
 
 
 class ResponseEvidence(_Stamped, tag="response.evidence", frozen=True, kw_only=True):
@@ -472,6 +579,8 @@ class NodeView(_OutPart, frozen=True, kw_only=True):
     load: float = 0.0
     latency_ms: float = 0.0
     state: Figures = Figures()
+    corrected: int = 0
+    stopped: int = 0
 
 
 class NetworkSnapshot(_Stamped, tag="network.snapshot", frozen=True, kw_only=True):
@@ -534,6 +643,10 @@ ServerFrame = (
     | SessionOpened
     | WriteDone
     | RecallDone
+    | StateDone
+    | DecodeOpened
+    | DecodeCommitted
+    | DecodeDone
     | ResponseCreated
     | ResponseRoute
     | ResponseHop

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MIN_BUDGET_BYTES",
     "Advertisement",
     "DateMention",
     "Evidence",
@@ -29,8 +30,12 @@ __all__ = [
     "Terms",
     "Visit",
     "collection_memory",
+    "empty_advertisement",
     "session_memory",
 ]
+
+MIN_BUDGET_BYTES = 4096
+"""The least that a memory may be allowed to hold."""
 
 Role = Literal["user", "assistant", "tool", "document", "recalled"]
 
@@ -51,7 +56,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     `entropy_bits` S(rho), `coherence_bits` H(p) - S(rho) (relative entropy of coherence of the Gram state),
     `purity` Tr rho^2, `effective_rank` 2^S, `compression_ratio` = bytes of the float32 amplitudes that came in / bytes
     held, `fidelity` = mean squared overlap of coded with exact amplitudes, measured on write; `fidelity_bound` is
-    guaranteed. An empty memory has zero items and all figures zero, fidelity 1.
+    guaranteed. `tiers` counts the items at each precision, best first, and those that a byte budget has moved out of
+    memory: {"4": 80, "2": 20, "1": 0, "evicted": 0}; fidelities are means over what is held. `budget_bytes` is that
+    budget, if there is one. An empty memory has zero items and all figures zero, fidelity 1.
     """
 
     version: int = 0
@@ -67,6 +74,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     compression_ratio: float = 0.0
     fidelity: float = 1.0
     fidelity_bound: float = 1.0
+    tiers: dict[str, int] = {}
+    budget_bytes: int | None = None
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +123,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
     `seq` is the journal's number: positive, unique in the whole journal, rising in commit order. `at` is seconds since
     1970. `amplitudes` (float32 bytes, d values) only where the client sent them instead of text; `codes` are the coded
-    amplitudes once a host has made them, so that a memory rebuilds without encoding again.
+    amplitudes once a host has made them, so that a memory rebuilds without encoding again; `code` names what their
+    bytes mean.
     """
 
     seq: int
@@ -128,6 +138,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float | None = None
     amplitudes: bytes | None = None
     codes: bytes | None = None
+    code: str | None = None
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -206,6 +217,7 @@ class NodeAnswer:
     figures: Figures
     ms: float
     error: str = ""
+    fault: Exception | None = None  # the error, where trying again would not help
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +226,8 @@ class Advertisement:
 
     `bitmap` (256 bytes) has bit `term_id % 2048` set for every stem; `centroid` is int8 (d,), times `scale` the mean of
     the item amplitudes. `items` and `version` are bookkeeping beside it. `first_at`, `last_at` are the times of the
-    oldest and the newest item, for prompts that name a date; both 0 where they are not told.
+    oldest and the newest item, for prompts that name a date; both 0 where they are not told. `items` is -1 where what
+    was told before is not true any more and nothing else is known yet.
     """
 
     node: str
@@ -226,6 +239,11 @@ class Advertisement:
     version: int = 0
     first_at: float = 0.0
     last_at: float = 0.0
+
+
+def empty_advertisement(node: str, memory: str, dim: int, items: int = 0) -> Advertisement:
+    """What a memory tells in which there is nothing any more; with `items` -1, that it tells nothing any more."""
+    return Advertisement(node=node, memory=memory, bitmap=bytes(256), centroid=bytes(dim), scale=0.0, items=items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +270,8 @@ class NodeStats:
     recalled: int = 0
     busy_s: float = 0.0
     figures: Figures = field(default_factory=Figures)
+    corrected: int = 0  # items whose stored codes came back damaged and were coded anew
+    stopped: int = 0  # memories that answer no more, because rows of theirs do not open
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = [
+    "AuthSettings",
     "EncoderSettings",
     "GatewaySettings",
     "GeneratorSettings",
+    "JwtSettings",
     "LimitSettings",
+    "LogSettings",
+    "OnSecret",
     "RuntimeSettings",
+    "SealSettings",
+    "ServiceSettings",
     "Settings",
+    "StateSettings",
+    "WriteSettings",
 ]
 
 
@@ -49,17 +57,60 @@ class LimitSettings(_Slice):
     idle_timeout_s: float = Field(75.0, gt=0, description="silence, pings included, after which a socket is closed")
     kept_responses: int = Field(1000, ge=1, description="ended responses kept for GET /v1/responses")
     kept_response_s: float = Field(120.0, gt=0)
+    response_grace_s: float = Field(60.0, ge=0, description="how long a response runs on that nobody reads")
+    max_unread_responses: int = Field(256, ge=0, description="responses of a gateway that run on unread")
+    ring_frames: int = Field(2000, ge=1, description="last frames of a response that a reader may still ask for")
+    ring_session_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="in the rings of one session or connection")
+    ring_bytes: int = Field(128 * 1024 * 1024, ge=1024, description="in all rings of a gateway")
+    kept_text_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="texts of ended responses")
     max_metadata_bytes: int = Field(4096, ge=0)
     max_inflight_commands: int = Field(64, ge=1, description="recalls and session.opens of one connection not answered")
+    max_decoders: int = Field(8, ge=0, description="open decoders of one connection")
+    max_open_decoders: int = Field(256, ge=0, description="open decoders of a gateway")
+    max_open_decode_bytes: int = Field(1024**3, ge=1024, description="graphs and windows of a gateway's decoders")
+    # the graph of such a code holds the interpreter for some 0.2 s when it is first built
+    max_decode_detectors: int = Field(10_000, ge=1, description="of one decoder's code or model")
+    max_decode_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="rounds of one connection not answered yet")
+    max_decode_state_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="window of one decoder, all its shots")
 
 
 class GatewaySettings(_Slice):
-    """Where the gateway listens. Only loopback until there is authentication."""
+    """Where the gateway listens: loopback, or elsewhere with authentication and TLS (its own, or a proxy's)."""
 
     host: str = "127.0.0.1"
     port: int = Field(8642, ge=0, le=65535, description="0: any free port")
     heartbeat_ms: int = Field(20_000, ge=1000)
     coalesce_ms: int = Field(15, ge=0, le=100)
+    origins: tuple[str, ...] = Field(
+        (), description="origins whose pages may use this server, as `https://app.example`"
+    )
+    tls_cert: Path | None = Field(None, description="certificate chain, PEM")
+    tls_key: Path | None = Field(None, description="its private key, PEM")
+    behind_proxy: bool = Field(False, description="a proxy in front ends TLS")
+    drain_s: float = Field(15.0, ge=0, description="how long running responses may go on once the server stops")
+    trusted_proxies: str = Field("127.0.0.1", description="addresses whose X-Forwarded-For is believed")
+
+
+class JwtSettings(_Slice):
+    """Tokens that somebody else signs. Empty: none are taken."""
+
+    secret: SecretStr = Field(SecretStr(""), description="for HS256; 32 bytes at least")
+    jwks_url: str = Field("", description="public keys for RS256 and ES256")
+    jwks_file: Path | None = None
+    jwks_cache_s: float = Field(300.0, gt=0)
+    audience: str = ""
+    issuer: str = ""
+    tenant_claim: str = "tenant"
+    role_claim: str = "role"
+    leeway_s: float = Field(5.0, ge=0, le=60)
+
+
+class AuthSettings(_Slice):
+    """Who may come in. `off` (on loopback alone): everybody on this machine may do everything."""
+
+    mode: Literal["on", "off"] = "on"
+    jwt: JwtSettings = JwtSettings()
+    ticket_s: float = Field(60.0, gt=0, description="how long a ticket for a socket is good")
 
 
 class EncoderSettings(_Slice):
@@ -102,6 +153,73 @@ class RuntimeSettings(_Slice):
     spare_hosts: int = Field(1, ge=0, le=1, description="a loaded process that takes over from a host that died")
 
 
+class LogSettings(_Slice):
+    """What the server tells on standard error. No line holds texts, prompts or keys, whatever the level."""
+
+    format: Literal["readable", "json"] = "readable"
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="`info`: a line for each request")
+
+
+OnSecret = Literal["warn", "refuse", "mask", "off"]
+
+
+class WriteSettings(_Slice):
+    """What becomes of items in which an obvious secret stands: a key, a token, a private key, a card number."""
+
+    secrets: OnSecret = Field(
+        "warn", description="`warn` writes and says so, `mask` writes without it, `refuse` does not write the item"
+    )
+
+
+class SealSettings(_Slice):
+    """What the journal is sealed with. The first master key wraps, the others still open what they wrapped.
+
+    At most one of `key_file`, `key` and `command`; with none of them it is `master.key` in the data directory, made at
+    the first start.
+    """
+
+    mode: Literal["on", "off"] = Field("on", description="off: nothing new is sealed")
+    key_file: Path | None = Field(None, description="master keys: the base64 of 32 bytes, one a line; # comments")
+    key: SecretStr = Field(SecretStr(""), description="the same, separated by spaces")
+    command: str = Field("", description="a program and its arguments that prints the same; no shell")
+
+
+class StateSettings(_Slice):
+    """Bounds of stored states; every one is named by the error that meets it. d is at most 4096 in any case."""
+
+    max_states: int = Field(10_000, ge=1, description="states in the journal")
+    max_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="packet of one state")
+    max_total_bytes: int = Field(4 * 1024**3, ge=1024, description="packets of all states in the journal")
+    max_batch: int = Field(256, ge=1, description="states, or pairs of states, in one call")
+    max_steps: int = Field(1024, ge=1, description="steps of one evolution")
+    max_vectors: int = Field(4096, ge=1, description="vectors of one measurement")
+    max_shots: int = Field(1_000_000, ge=1)
+    max_paulis: int = Field(4096, ge=1, description="Pauli strings of one observable")
+    max_text_bytes: int = Field(32 * 1024, ge=16, description="text of one preparation")
+    max_call_bytes: int = Field(512 * 1024 * 1024, ge=1024, description="factors that one call loads or makes")
+    max_call_s: float = Field(20.0, gt=0, description="one call in its host; below runtime.call_timeout_s")
+    max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="longest body of a request under /v1/state")
+    cache_bytes: int = Field(256 * 1024 * 1024, ge=0, description="decoded states that a host keeps, oldest let go")
+
+
+class ServiceSettings(_Slice):
+    """The stateless services (quantize, optimize, correct), inline or on Ray Serve, and their long jobs."""
+
+    threads: int = Field(1, ge=1, description="inline: threads of each service")
+    max_batch: int = Field(64, ge=1, description="orders that go to a service together")
+    max_waiting: int = Field(1024, ge=1, description="orders that may wait for one service; more are refused")
+    call_timeout_s: float = Field(120.0, gt=0)
+    replica_threads: int = Field(1, ge=1, description="of torch, in a replica")
+    upscale_delay_s: float = Field(2.0, ge=0, description="load must last so long before replicas are added")
+    downscale_delay_s: float = Field(60.0, ge=0)
+    max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="longest body of an order")
+    long_order_s: float = Field(2.0, gt=0, description="an order estimated at more, on one core, becomes a job")
+    part_s: float = Field(0.25, gt=0, description="a job is cut into parts of about this; it can be cancelled between")
+    max_operations: int = Field(64, ge=1, description="jobs that run or wait; more are refused")
+    max_operation_bytes: int = Field(512 * 1024**2, ge=1024, description="of open jobs, and of the results kept")
+    kept_operation_s: float = Field(600.0, gt=0, description="how long the result of a job is kept")
+
+
 class Settings(BaseSettings):
     """Everything a server needs to know."""
 
@@ -113,10 +231,20 @@ class Settings(BaseSettings):
     data: Path = Field(Path(".qraf"), description="directory of the journal")
     journal_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data directory")
     gateway: GatewaySettings = GatewaySettings()
+    auth: AuthSettings = AuthSettings()
     limits: LimitSettings = LimitSettings()
     encoder: EncoderSettings = EncoderSettings()
     generator: GeneratorSettings = GeneratorSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    seal: SealSettings = SealSettings()
+    log: LogSettings = LogSettings()
+    write: WriteSettings = WriteSettings()
+    states: StateSettings = StateSettings()
+    services: ServiceSettings = ServiceSettings()
+
+    def master_key_file(self) -> Path:
+        """The file of the master keys where none is named."""
+        return (self.data / "master.key").absolute()
 
     def journal(self) -> str:
         """The journal's URL, with the default filled in."""

@@ -1,4 +1,4 @@
-"""The command line: `qraf serve | demo | chat | write | recall | sessions | topology | version`.
+"""The command line: `qraf serve | demo | chat | write | recall | sessions | state | topology | tune | version`.
 
 Exit codes: 0 done; 1 the request failed; 2 wrong usage; 3 no server answers, or the connection was lost.
 """

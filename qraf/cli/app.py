@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from qraf.cli.keys import keys_app, tenants
+from qraf.cli.seal import rotate
+from qraf.cli.services import correct_app, operations_app, optimize_app, quantize
+from qraf.cli.state import app as state_app
 from qraf.cli.topology import app as topology_app
 
 __all__ = ["app"]
@@ -21,6 +25,14 @@ app = typer.Typer(
 sessions_app = typer.Typer(help="List, show and delete sessions.", no_args_is_help=True)
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(topology_app, name="topology")
+app.add_typer(state_app, name="state")
+app.command("quantize")(quantize)
+app.add_typer(optimize_app, name="optimize")
+app.add_typer(correct_app, name="correct")
+app.add_typer(operations_app, name="operations")
+app.add_typer(keys_app, name="keys")
+keys_app.command("rotate")(rotate)
+app.command("tenants")(tenants)
 
 Url = Annotated[
     str, typer.Option("--url", envvar="QRAF_URL", help="The server: ws, wss, http or https.", metavar="URL")
@@ -42,9 +54,17 @@ def serve(
     runtime: Annotated[str | None, typer.Option(help="ray or local.", metavar="KIND")] = None,
     generator_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server.", metavar="URL")] = None,
     generator_model: Annotated[str | None, typer.Option(help="The model's name there.", metavar="NAME")] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Everybody on this machine may do everything.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.", metavar="FILE")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.", metavar="FILE")] = None,
+    behind_proxy: Annotated[bool, typer.Option("--behind-proxy", help="A proxy in front ends TLS.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a server until Ctrl-C. Options go before `QRAF_...` variables, these before defaults."""
+    """Run a server until Ctrl-C. Options go before `QRAF_...` variables, these before defaults.
+
+    On loopback it makes an API key that programs of the same user find by themselves. Elsewhere it needs TLS, and keys
+    made before with `qraf keys create`.
+    """
     from qraf.cli.serve import serve_command
 
     serve_command(
@@ -55,6 +75,10 @@ def serve(
         runtime=runtime,
         generator_url=generator_url,
         generator_model=generator_model,
+        no_auth=no_auth,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        behind_proxy=behind_proxy,
         as_json=as_json,
     )
 
@@ -175,6 +199,36 @@ def sessions_delete(
     if not yes and not as_json:
         typer.confirm(f"Erase session '{session}' and everything that it remembers?", abort=True)
     run(delete_command(url, session, as_json), as_json)
+
+
+@app.command()
+def tune(
+    topology: Annotated[Path, typer.Argument(help="A topology file.", metavar="TOPOLOGY")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="Memories and prompts, JSON lines.", metavar="LABELS")],
+    node: Annotated[
+        list[str] | None, typer.Option("--node", "-n", help="Only this memory node; may be repeated.", metavar="NAME")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write here, not over TOPOLOGY.", metavar="FILE")
+    ] = None,
+    own_text: Annotated[bool, typer.Option("--own-text", help="Do not read the prompts of LABELS.")] = False,
+    folds: Annotated[int, typer.Option(help="Parts that the prompts are cut into.", min=2, max=20)] = 5,
+    seed: Annotated[int, typer.Option(help="Of the folds.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit the recall constants to prompts with known evidence; they change only if unseen prompts gain.
+
+    A line of LABELS is a memory: {"session": .., "items": [{"item_id": "t1", "text": ..}], "prompts": [{"prompt": ..,
+    "evidence": ["t1"]}]}. Without prompts a memory asks itself, and only `alpha` is fitted.
+    """
+    from qraf.cli.output import guarded
+
+    with guarded(as_json):
+        from qraf.cli.tune import tune_command
+
+        tune_command(
+            topology, data, nodes=node or [], out=out, own_text=own_text, folds=folds, seed=seed, as_json=as_json
+        )
 
 
 @app.command()

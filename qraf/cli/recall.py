@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import qraf
 from qraf.cli.output import console, print_json
-from qraf.cli.render import evidence_table, figures_line, route_table
+from qraf.cli.render import evidence_table, figures_line, links_table, route_table
 from qraf.client import Client
 
 __all__ = ["all_collections", "recall_command"]
@@ -24,6 +24,8 @@ async def recall_command(
     if explain:
         console.print(route_table(done.route.hops, done.route.not_visited))
     console.print(evidence_table(done.evidence))
+    if done.links:
+        console.print(links_table(done.links))
     console.print(f"coverage {done.coverage:.3f}, {done.ms:.0f} ms; {figures_line(done.state)}", markup=False)
 
 

@@ -8,10 +8,19 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from qraf.frames import EvidenceOut, Hop, ResponseHop
+from qraf.frames import EvidenceOut, Hop, LinkOut, ResponseHop
 from qraf.records import Figures, Terms
 
-__all__ = ["bar", "evidence_table", "figures_line", "figures_table", "route_line", "route_table", "shorten"]
+__all__ = [
+    "bar",
+    "evidence_table",
+    "figures_line",
+    "figures_table",
+    "links_table",
+    "route_line",
+    "route_table",
+    "shorten",
+]
 
 
 def route_table(hops: Sequence[Hop], not_visited: dict[str, str] | None = None, title: str = "route") -> Table:
@@ -77,6 +86,23 @@ def figures_table(hops: Sequence[ResponseHop], title: str = "states") -> Table:
             f"{state.compression_ratio:.1f}x",
             f"{state.fidelity:.4f}",
             hop.error or f"{hop.ms:.1f}",
+        )
+    return table
+
+
+def links_table(links: Sequence[LinkOut], title: str = "noisy links") -> Table:
+    """What each noisy link did to the prompt's state."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("link", "errors", "fidelity", "lost", "corrections", "w"):
+        table.add_column(name, justify="left" if name in ("link", "errors") else "right")
+    for link in links:
+        table.add_row(
+            f"{link.source} > {link.target}",
+            link.errors,
+            f"{link.fidelity:.4f}",
+            f"{link.lost:.4f}",
+            f"{link.corrections:.1f}",
+            f"{link.w:.4f}",
         )
     return table
 

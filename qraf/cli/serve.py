@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qraf.cli.access import LocalKey, check_listening, check_somebody_can_enter, local_key
 from qraf.cli.output import console, errors, guarded, print_json
-from qraf.client.urls import is_loopback
-from qraf.errors import InvalidRequest, NotAllowed, NotFound, QrafError
+from qraf.client.credentials import announce, withdraw
+from qraf.errors import InvalidRequest, NotFound, QrafError
 
 if TYPE_CHECKING:
     from qraf.network.topology import Topology
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from qraf.settings import Settings
 
 __all__ = ["Running", "find_topology", "make_settings", "running", "serve_command", "stoppable"]
+
+log = logging.getLogger(__name__)
 
 _PHASE_EVERY_S = 0.1
 
@@ -36,6 +39,7 @@ class Running:
     settings: Settings
     topology: Topology
     service: Service
+    key: LocalKey | None = None
 
 
 def make_settings(
@@ -47,6 +51,10 @@ def make_settings(
     runtime: str | None = None,
     generator_url: str | None = None,
     generator_model: str | None = None,
+    auth: str | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    behind_proxy: bool | None = None,
 ) -> Settings:
     """The settings of these choices, of `QRAF_...` variables where there is no choice, and of defaults.
 
@@ -59,7 +67,10 @@ def make_settings(
         from qraf.settings import Settings
 
     chosen: dict[str, Any] = {"topology": topology, "data": data}
-    chosen["gateway"] = _given(host=host, port=port)
+    chosen["gateway"] = _given(
+        host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, behind_proxy=behind_proxy or None
+    )
+    chosen["auth"] = _given(mode=auth)
     chosen["runtime"] = _given(kind=runtime)
     chosen["generator"] = _given(url=generator_url, model=generator_model)
     try:
@@ -88,8 +99,8 @@ def find_topology(path: Path) -> Path:
 async def running(settings: Settings, on_phase: Callable[[str], None]) -> AsyncIterator[Running]:
     """A server for the length of the block, in this process; `on_phase` is told what starts and what stops.
 
-    Leaving the block drains it: running responses end as cancelled, sockets get `goodbye`, hosts stop. Cancel: safe at
-    any point, what was started is stopped.
+    Leaving the block drains it: running responses may end for `gateway.drain_s`, sockets get `goodbye`, hosts stop.
+    Cancel: safe at any point, what was started is stopped.
     """
     on_phase("loading the server")
     load, journals, services = await asyncio.to_thread(_import_service)
@@ -98,26 +109,38 @@ async def running(settings: Settings, on_phase: Callable[[str], None]) -> AsyncI
     on_phase("opening the journal")
     settings.data.mkdir(parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
-        journal = await asyncio.to_thread(journals.open, settings.journal())
+        journal = await asyncio.to_thread(_open_journal, journals, settings, on_phase)
         stack.callback(journal.close)
+        await asyncio.to_thread(check_somebody_can_enter, settings, journal, time.time())
         runtime = await asyncio.to_thread(_runtime, settings, topology, journal)
-        service = services(settings, topology, journal, runtime)
+        stateless = await asyncio.to_thread(_services, settings, topology, runtime)
+        service = services(settings, topology, journal, runtime, services=stateless)
         stack.push_async_callback(service.close)
-        # while hosts start, in processes of their own, this one loads its gateway
-        gateway = asyncio.create_task(asyncio.to_thread(_import_gateway))
-        follow = asyncio.create_task(_follow(runtime, on_phase))
+
+        async def open_gateway() -> Any:
+            server = (await asyncio.to_thread(_import_gateway))(service, settings)
+            stack.push_async_callback(server.stop)
+            await server.start()
+            return server
+
+        # while hosts start, in processes of their own, this one loads its gateway, which tells that it is not ready yet
+        gateway = asyncio.create_task(open_gateway())
+        follow = asyncio.create_task(_follow(runtime, stateless, on_phase))
         try:
             await service.start()
         finally:
             follow.cancel()
             await asyncio.gather(follow, gateway, return_exceptions=True)
         on_phase("opening the gateway")
-        server = gateway.result()(service, settings)
-        stack.push_async_callback(server.stop)
-        await server.start()
+        key = await local_key(settings, journal)
+        server = gateway.result()
+        stack.push_async_callback(server.drain)
+        if key is not None:
+            announce(server.url, key.file)
+            stack.callback(withdraw, server.url)
         stack.callback(on_phase, "draining")
         on_phase("ready")
-        yield Running(url=server.url, settings=settings, topology=topology, service=service)
+        yield Running(url=server.url, settings=settings, topology=topology, service=service, key=key)
 
 
 def serve_command(
@@ -129,6 +152,10 @@ def serve_command(
     runtime: str | None,
     generator_url: str | None,
     generator_model: str | None,
+    no_auth: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    behind_proxy: bool,
     as_json: bool,
 ) -> None:
     """Run a server until it is told to stop. With JSON: a line for each phase, and one with `url` when it answers."""
@@ -142,10 +169,13 @@ def serve_command(
             runtime=runtime,
             generator_url=generator_url,
             generator_model=generator_model,
+            auth="off" if no_auth else None,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            behind_proxy=behind_proxy,
         )
-        listen = settings.gateway.host
-        if not is_loopback(f"http://[{listen}]" if ":" in listen else f"http://{listen}"):  # before anything starts
-            raise NotAllowed(f"listening on '{listen}'", "without authentication the server listens on loopback alone")
+        check_listening(settings)
+        _log_to(settings)
         run_loop(_serve(settings, as_json))
 
 
@@ -205,20 +235,59 @@ async def _serve(settings: Settings, as_json: bool) -> None:
 async def _until_cancelled(settings: Settings, on_phase: Callable[[str], None], as_json: bool) -> None:
     async with running(settings, on_phase) as server:
         if as_json:
-            print_json({"url": server.url, "topology": server.topology.name, "pid": os.getpid()})
+            told = {"url": server.url, "topology": server.topology.name, "pid": os.getpid()}
+            if server.key is not None:
+                told |= {"key_file": str(server.key.file)}
+            print_json(told)
         else:
             console.print(
                 f"QRAF serves network '{server.topology.name}' at {server.url}; Ctrl-C stops it", markup=False
             )
-            console.print(f"journal: {settings.journal()}", style="dim", markup=False)
+            console.print(f"journal: {_shown(settings.journal())}", style="dim", markup=False)
+            if server.key is not None and server.key.text:
+                console.print(f"API key: {server.key.text}", markup=False, soft_wrap=True)
+            if server.key is not None:
+                note = f"kept in {server.key.file}, where programs of this user find it by themselves"
+                console.print(note, style="dim", markup=False, soft_wrap=True)
         await asyncio.Event().wait()
 
 
-async def _follow(runtime: Any, on_phase: Callable[[str], None]) -> None:
+def _log_to(settings: Settings) -> None:
+    from qraf.logs import log_to
+
+    log_to(settings.log)
+
+
+def _open_journal(journals: Any, settings: Settings, on_phase: Callable[[str], None]) -> Any:
+    """The journal, sealed throughout unless that is off."""
+    from qraf.storage.seal import MasterKeys
+
+    masters = MasterKeys(settings.seal, settings.master_key_file())
+    journal = journals.open(settings.journal(), None, masters)
+    try:
+        if masters.was_made:
+            on_phase(f"made the master key {masters.file}; keep a copy apart from the data, what is sealed needs it")
+        elif not masters.is_on:
+            on_phase("sealing is off: what is written can be read by whoever reads the database")
+        journal.seal_plain(lambda done, rows: on_phase(f"sealing what was there ({done} of {rows} rows)"))
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
+def _shown(url: str) -> str:
+    from qraf.storage.database import shown_url
+
+    return str(shown_url(url))
+
+
+async def _follow(runtime: Any, services: Any, on_phase: Callable[[str], None]) -> None:
     last = ""
     while True:
-        if runtime.phase != last:
-            last = runtime.phase
+        phase = getattr(services, "phase", "ready") if runtime.phase == "ready" else runtime.phase
+        if phase != last:
+            last = phase
             on_phase(last)
         await asyncio.sleep(_PHASE_EVERY_S)
 
@@ -263,6 +332,31 @@ def _runtime(settings: Settings, topology: Topology, journal: Any) -> Any:
         from qraf.actors.ray_runtime import RayRuntime
 
         return RayRuntime(topology, settings)
+
+
+def _services(settings: Settings, topology: Topology, runtime: Any) -> Any:
+    """The services that the topology names, on Ray Serve, the others in a host; None: in threads of this process."""
+    if settings.runtime.kind == "local":
+        if topology.services:
+            names = ", ".join(spec.name for spec in topology.services)
+            log.warning("without Ray there are no replicas: %s run inside the server", names)
+        return None
+    with _installed():
+        from qraf.actors.services import InlineServices
+
+        rest = InlineServices(settings.services, send=runtime.work)
+        if not topology.services:
+            return rest
+        from qraf.actors.hosted import GenerateElsewhere
+        from qraf.actors.ray_services import RayServices
+
+        encoder = settings.encoder.model_copy(update={"name": topology.encoder})
+        made = RayServices(topology.services, settings, rest=rest, encoder=encoder)
+        if made.encodes:
+            runtime.encoder = made.encode
+        if made.streams:
+            runtime.generator = GenerateElsewhere(made.lease, made.streams)
+        return made
 
 
 def _given(**values: Any) -> dict[str, Any]:

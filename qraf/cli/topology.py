@@ -68,13 +68,17 @@ def graph(
     format: Annotated[Literal["svg", "dot", "mermaid"], typer.Option(help="What to draw.")] = "svg",
     out: Out = None,
 ) -> None:
-    """Draw a topology."""
+    """Draw a topology; the channels of protected links are sampled, or read where a server has sampled them."""
+    from qraf.cli.serve import make_settings
     from qraf.network import graph as pictures
+    from qraf.network.links import link_channels
     from qraf.network.loader import load
 
     with guarded():
         topology = load(file)
-    _write({"svg": pictures.svg, "dot": pictures.dot, "mermaid": pictures.mermaid}[format](topology), out)
+        data = make_settings().data
+        channels = link_channels(topology, data / "links" if data.is_dir() else None)
+    _write({"svg": pictures.svg, "dot": pictures.dot, "mermaid": pictures.mermaid}[format](topology, channels), out)
 
 
 @app.command()

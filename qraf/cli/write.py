@@ -58,6 +58,11 @@ async def write_command(
         return
     for rejected in done.rejected:
         errors.print(f"item {rejected.index} was refused: {rejected.error.detail}", style="yellow", markup=False)
+    for warning in done.warnings:
+        what = warning.kind.replace("_", " ")
+        told = f"item {warning.item_id} held what looks like a secret ({what})"
+        done_with = "it was masked" if warning.is_masked else "it was written as it is"
+        errors.print(f"{told}; {done_with}", style="yellow", markup=False)
     duplicates = f", {done.duplicates} were there already" if done.duplicates else ""
     console.print(f"{done.accepted} written{duplicates}; {figures_line(done.state)}", markup=False)
 

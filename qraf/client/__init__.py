@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qraf.client.client import DEFAULT_URL, Client, connect
 from qraf.client.items import new_id
+from qraf.client.reconnect import Reconnect
 from qraf.client.response import Response
 from qraf.client.sync import SyncClient, connect_sync
 from qraf.client.sync_parts import SyncResponse, SyncWriter
@@ -12,6 +13,7 @@ from qraf.client.writer import Writer
 __all__ = [
     "DEFAULT_URL",
     "Client",
+    "Reconnect",
     "Response",
     "SyncClient",
     "SyncResponse",

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from qraf import __version__
 from qraf.client.connection import Connection, Framing
+from qraf.client.credentials import find_key
+from qraf.client.decoding import Decoding, decode_command
 from qraf.client.inbox import Inbox
-from qraf.client.items import Items, each
+from qraf.client.items import Items, each, new_id
+from qraf.client.reconnect import Reconnect
 from qraf.client.response import Response
 from qraf.client.rest import ItemsApi, Json, Rest, SessionsApi
+from qraf.client.services import ServiceCalls
+from qraf.client.states import StatesApi
 from qraf.client.writer import Writer
+from qraf.code_orders import CodeExperiment
 from qraf.errors import ConnectionLost, InvalidRequest, QrafError
 from qraf.frames import (
     Ack,
@@ -51,12 +58,13 @@ WatchFrame = NetworkSnapshot | NetworkDelta | Metrics | UsageFrame
 Part = TypeVar("Part")
 
 
-class Client:
+class Client(ServiceCalls):
     """A connection to a QRAF server: `async with qraf.connect(url) as q:`.
 
     Any number of tasks may use one client at once. Every call ends: with its answer, with `ServerError` (the server's
-    own code and advice), with `TimedOut` after `timeout_s`, or with `ConnectionLost`. Nothing reconnects by itself;
-    make a new client. `sessions` and `items` hold the REST calls of these nouns.
+    own code and advice), with `TimedOut` after `timeout_s`, or with `ConnectionLost`. A connection that breaks is
+    opened again unasked: responses go on where they were, commands that may be repeated are. `sessions`, `items` and
+    `state` hold the REST calls of these nouns.
 
     Args:
         url: the server, as ws, wss, http or https address.
@@ -66,6 +74,10 @@ class Client:
         open_timeout_s: the longest time to connect.
         heartbeat_s: pause between pings; default: what the server asks for. A server that is silent for twice this
             time is taken for lost.
+        api_key: an API key or a token; default: `QRAF_API_KEY`, or the key of a server that this user runs on this
+            machine.
+        reconnect: when to try again after the connection broke; False: never, then everything that waits ends with
+            `ConnectionLost`.
     """
 
     def __init__(
@@ -77,7 +89,11 @@ class Client:
         timeout_s: float = 180.0,
         open_timeout_s: float = 10.0,
         heartbeat_s: float | None = None,
+        api_key: str | None = None,
+        reconnect: Reconnect | bool = True,
     ) -> None:
+        api_key = find_key(url, api_key)
+        policy = (Reconnect() if reconnect else None) if isinstance(reconnect, bool) else reconnect
         self._connection = Connection(
             url,
             framing=framing,
@@ -85,11 +101,14 @@ class Client:
             open_timeout_s=open_timeout_s,
             timeout_s=timeout_s,
             heartbeat_s=heartbeat_s,
+            reconnect=policy,
             client=ClientInfo(name="qraf-python", version=__version__),
+            api_key=api_key,
         )
-        self._rest = Rest(url, timeout_s=timeout_s, open_timeout_s=open_timeout_s)
+        self._rest = Rest(url, timeout_s=timeout_s, open_timeout_s=open_timeout_s, api_key=api_key, reconnect=policy)
         self.sessions = SessionsApi(self._rest)
         self.items = ItemsApi(self._rest)
+        self.state = StatesApi(self._rest)
 
     # -------------------------------------------------------------------------------------------------- life
     async def open(self) -> Self:
@@ -116,8 +135,13 @@ class Client:
 
     @property
     def is_open(self) -> bool:
-        """Whether the socket is connected."""
+        """Whether the socket is connected at the moment."""
         return self._connection.is_open
+
+    @property
+    def reconnects(self) -> int:
+        """How often a broken connection was opened again."""
+        return self._connection.reconnects
 
     @property
     def welcome(self) -> Welcome:
@@ -134,12 +158,35 @@ class Client:
         metadata: dict[str, Any] | None = None,
         ttl_s: float | None = None,
         create: bool = True,
+        bits: int | None = None,
+        budget_bytes: int | None = None,
     ) -> SessionOpened:
-        """Open a session; without a name the server makes one. `create=False` refuses one that is not there."""
+        """Open a session; without a name the server makes one. `create=False` refuses one that is not there.
+
+        `bits` and `budget_bytes` are the precision of its memory's codes and the most that this memory may hold.
+        """
+        if session is None and create:
+            session = new_id("ses")  # named here, so that asking twice makes one
         frame = SessionOpen(
-            id=self._connection.next_id(), session=session, metadata=metadata or {}, ttl_s=ttl_s, create=create
+            id=self._connection.next_id(),
+            session=session,
+            metadata=metadata or {},
+            ttl_s=ttl_s,
+            create=create,
+            bits=bits,
+            budget_bytes=budget_bytes,
         )
         return await self._connection.request(frame, SessionOpened)
+
+    async def configure_session(
+        self, session: str, *, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+    ) -> Json:
+        """Change the bits (32, 8, 4, 2, 1) and the byte budget of a session's memory; the session with its figures.
+
+        None: as its node says; what is left out stays. Below what is stored the codes are used, above it the texts are
+        encoded again, some milliseconds each; the memory answers meanwhile.
+        """
+        return await self.sessions.configure(session, bits=bits, budget_bytes=budget_bytes)
 
     async def write(
         self,
@@ -244,7 +291,26 @@ class Client:
             remember=remember,
             metrics=metrics,
         )
-        return Response(self._connection, command)
+        return Response(self._connection, msgspec.structs.replace(command, key=new_id("key")), self.response)
+
+    def decode(
+        self,
+        experiment: CodeExperiment | Mapping[str, Any] | None = None,
+        *,
+        dem: str | None = None,
+        shots: int = 1,
+        window: int | None = None,
+        commit: int | None = None,
+        count: bool = False,
+    ) -> Decoding:
+        """A decoder for rounds of detectors that come in one after the other; see `Decoding`.
+
+        `experiment` describes a code, `dem` is a detector error model in stim's text; give one of the two.
+        """
+        command = decode_command(
+            self._connection.next_id(), experiment, dem=dem, shots=shots, window=window, commit=commit, count=count
+        )
+        return Decoding(self._connection, command)
 
     async def cancel(self, target: str) -> bool:
         """Stop a response by its stream or id; False when there is none that runs."""
@@ -254,12 +320,14 @@ class Client:
     async def watch(self, topic: str = "network", *, every_ms: int = 1000) -> AsyncGenerator[WatchFrame]:
         """Follow `network`, `usage` or `session:ID` until the loop is left; one watch per topic and client.
 
+        After the connection broke it begins anew: a snapshot of the network again, `usage` from 0 again.
         A slow reader gets network deltas united and other frames skipped to the newest, so it never falls behind.
         """
         inbox = Inbox(soft=8)
-        self._connection.expect_topic(topic, inbox)
+        watch = Watch(id=self._connection.next_id(), topic=topic, every_ms=every_ms)
+        self._connection.expect_topic(watch, inbox)
         try:
-            await self._connection.request(Watch(id=self._connection.next_id(), topic=topic, every_ms=every_ms), Ack)
+            await self._connection.request(watch, Ack)
             # a topic may rest for long; the heartbeat tells when the server is gone
             while (frame := await inbox.get(timeout_s=7 * 86400, what=f"topic '{topic}'")) is not None:
                 assert isinstance(frame, WatchFrame)
@@ -307,6 +375,8 @@ def connect(
     timeout_s: float = 180.0,
     open_timeout_s: float = 10.0,
     heartbeat_s: float | None = None,
+    api_key: str | None = None,
+    reconnect: Reconnect | bool = True,
 ) -> Client:
     """A client for `async with`; the arguments are those of `Client`."""
     return Client(
@@ -316,6 +386,8 @@ def connect(
         timeout_s=timeout_s,
         open_timeout_s=open_timeout_s,
         heartbeat_s=heartbeat_s,
+        api_key=api_key,
+        reconnect=reconnect,
     )
 
 

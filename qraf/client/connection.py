@@ -1,83 +1,52 @@
-"""One WebSocket that speaks `qraf.v1`: commands out, answers and streams in, a heartbeat, and one way to end."""
+"""What a client keeps over any number of sockets: commands that wait for answers, streams, and the way back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-from typing import Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
-import msgspec
-from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as ws_connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
-from websockets.typing import Subprotocol
-
-from qraf.client.inbox import Inbox
-from qraf.client.urls import is_loopback, socket_url
-from qraf.errors import CannotConnect, ConnectionLost, InvalidRequest, QrafError, ServerError, TimedOut
+from qraf.client.inbox import Gap, Inbox
+from qraf.client.link import Framing, Link, server_error
+from qraf.client.reconnect import Reconnect, can_repeat
+from qraf.client.sent import Call, Run, Sent, Topic, unrepeated
+from qraf.client.urls import socket_url
+from qraf.decode_frames import DecodeClose, DecodeRounds
+from qraf.errors import ConnectionLost, InvalidRequest, ServerError, TimedOut
 from qraf.frames import (
-    Ack,
     Cancel,
     ClientFrame,
     ClientInfo,
+    Enhance,
     ErrorBody,
     ErrorFrame,
-    Goodbye,
     Hello,
     Metrics,
     NetworkDelta,
     NetworkSnapshot,
-    Ping,
-    Pong,
-    RecallDone,
     ResponseCreated,
+    ResponseDone,
+    Resume,
     ServerFrame,
-    SessionOpened,
     UsageFrame,
+    Watch,
     Welcome,
-    WriteDone,
 )
 
-__all__ = ["CLOSE_REASONS", "Connection", "Framing", "server_error"]
+__all__ = ["Connection", "Framing"]
 
-Framing = Literal["msgpack", "json"]
 T = TypeVar("T")
-
-CLOSE_REASONS = {
-    1000: "closed",
-    1001: "the server is going away",
-    1006: "the connection broke",
-    1011: "internal error of the server",
-    1012: "the server restarts",
-    1013: "the server is overloaded",
-    4008: "this client reads too slowly",
-    4009: "superseded by a newer connection",
-    4400: "malformed frame",
-    4401: "not authenticated",
-    4403: "forbidden",
-    4404: "no such session",
-    4406: "no common protocol",
-    4408: "hello came too late",
-    4409: "duplicate id",
-    4413: "frame too large",
-    4429: "rate or quota",
-}
-MAX_SERVER_FRAME_BYTES = 64 * 1024 * 1024
-
-_SUBPROTOCOLS: dict[str, Subprotocol] = {"msgpack": Subprotocol("qraf.v1+msgpack"), "json": Subprotocol("qraf.v1")}
-_TAGS = {kind.__struct_config__.tag for kind in get_args(ServerFrame)}
-
-
-def server_error(body: ErrorBody) -> ServerError:
-    """The error that a client raises for an error of the server."""
-    return ServerError(body.code, body.detail or body.title, body.pointer, body.retryable, body.retry_after_ms)
+_MAX_RESUMED = 64  # as many as one hello may name
 
 
 class Connection:
-    """The transport of a client. `open` once, `close` any number of times; it does not come back by itself.
+    """The transport of a client. `open` once, `close` any number of times.
 
-    Every waiting call ends: with its answer, with `ServerError`, with `TimedOut`, or with `ConnectionLost`.
+    Every waiting call ends: with its answer, with `ServerError`, with `TimedOut`, or with `ConnectionLost`. When the
+    socket breaks, a new one is opened (unless `reconnect` is None): responses go on where they were, commands that may
+    be repeated are sent again in their order, watches begin anew; what may not be repeated ends with `ConnectionLost`,
+    and so does everything when there is no way back.
     """
 
     def __init__(
@@ -89,34 +58,38 @@ class Connection:
         open_timeout_s: float = 10.0,
         timeout_s: float = 180.0,
         heartbeat_s: float | None = None,
+        reconnect: Reconnect | None = None,
         client: ClientInfo,
+        api_key: str | None = None,
     ) -> None:
-        self.url, self.timeout_s = socket_url(url), timeout_s
+        self.url, self.timeout_s, self.reconnect = socket_url(url), timeout_s, reconnect
         self._framing, self._coalesce_ms, self._client = framing, coalesce_ms, client
         self._open_timeout_s, self._heartbeat_s = open_timeout_s, heartbeat_s
-        codec = msgspec.msgpack if framing == "msgpack" else msgspec.json
-        self._encode = codec.Encoder().encode
-        self._decoder, self._plain = codec.Decoder(ServerFrame), codec.Decoder()
-        self._ws: ClientConnection | None = None
+        self._api_key = api_key
+        self._link: Link | None = None
+        self._is_up = asyncio.Event()  # commands can be sent; also set at the end, for those who wait
+        self._is_opened = False
+        self._comeback: asyncio.Task[None] | None = None
+        self._attempt = 0
         self._numbers = itertools.count(1)
-        self._waiting: dict[str, tuple[type[ServerFrame], asyncio.Future[ServerFrame]]] = {}
-        self._starting: dict[str, Inbox] = {}  # by command id, until `response.created` names the stream
-        self._streams: dict[str, Inbox] = {}
-        self._topics: dict[str, Inbox] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._calls: dict[str, Call] = {}
+        self._starting: dict[str, Run] = {}  # by command id, until `response.created` names the stream
+        self._runs: dict[str, Run] = {}
+        self._topics: dict[str, Topic] = {}
+        self._decoders: dict[str, Inbox] = {}
+        self._parting: list[str] = []  # to cancel when there is a socket again
         self._lost: ConnectionLost | None = None
-        self._fault = ""
-        self._heard = 0.0
+        self.reconnects = 0
         self.welcome: Welcome | None = None
 
     @property
     def is_open(self) -> bool:
-        """Whether commands can be sent."""
-        return self._ws is not None and self._lost is None
+        """Whether there is a socket at the moment."""
+        return self._link is not None and self._lost is None
 
     # -------------------------------------------------------------------------------------------------- life
     async def open(self) -> Welcome:
-        """Connect, say hello, and start reading.
+        """Connect, say hello, and start reading. The first time is not repeated.
 
         Cancel: safe, the socket closes. Twice: refused.
 
@@ -124,75 +97,45 @@ class Connection:
             CannotConnect: nobody listens, or nobody that speaks `qraf.v1`.
             ServerError: the server refused the hello.
         """
-        if self._ws is not None:
+        if self._is_opened:
             raise InvalidRequest("this client is connected already, or was; make a new one")
+        self._is_opened = True
         try:
-            async with asyncio.timeout(self._open_timeout_s):
-                self._ws = await ws_connect(
-                    self.url,
-                    subprotocols=[_SUBPROTOCOLS[self._framing]],
-                    compression=None,
-                    max_size=MAX_SERVER_FRAME_BYTES,
-                    open_timeout=None,
-                    close_timeout=2,
-                    ping_interval=None,
-                    proxy=None if is_loopback(self.url) else True,
-                )
-                try:
-                    self.welcome = await self._greet(self._ws)
-                except BaseException:
-                    self._ws.transport.abort()
-                    raise
-        except TimeoutError:
-            raise CannotConnect(self.url, f"no answer within {self._open_timeout_s:g} s") from None
-        except InvalidStatus as error:
-            raise CannotConnect(self.url, f"it answered with HTTP status {error.response.status_code}") from None
-        except ConnectionClosed as error:
-            raise CannotConnect(self.url, _closed_text(error), _close_code(error)) from None
-        except (OSError, InvalidHandshake, InvalidURI) as error:
-            raise CannotConnect(self.url, _os_text(error)) from None
-        self._heard = asyncio.get_running_loop().time()
-        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._beat())]
-        return self.welcome
+            link = self._new_link()
+            welcome = await self._connect(link)
+        except BaseException:
+            self._is_opened = False
+            raise
+        self._is_up.set()
+        return welcome
 
     async def close(self) -> None:
         """Cancel what still streams, then close the socket; calls that wait get `ConnectionLost`. Twice: harmless."""
-        if self.is_open:
+        link = self._link
+        if link is not None:
             with contextlib.suppress(ConnectionLost, TimeoutError):
                 async with asyncio.timeout(2):
-                    for target in (*self._starting, *self._streams):
-                        await self.send(Cancel(id=self.next_id(), target=target))
+                    for target in (*self._starting, *self._runs):
+                        await link.send(Cancel(id=self.next_id(), target=target))
         self._end(ConnectionLost(self.url, "closed by this client"))
-        if self._ws is not None:
-            with contextlib.suppress(Exception):
-                await self._ws.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        if link is not None:
+            await link.close()
+        if self._comeback is not None:
+            self._comeback.cancel()
+            await asyncio.gather(self._comeback, return_exceptions=True)
 
     # -------------------------------------------------------------------------------------------------- commands
     def next_id(self) -> str:
-        """A command id that was not used on this connection."""
+        """A command id that was not used by this client."""
         return f"c{next(self._numbers)}"
 
     async def send(self, frame: ClientFrame) -> None:
-        """Send without waiting for an answer; waits while the server does not read.
+        """Send without waiting for an answer; waits while the server does not read, or until there is a socket.
 
         Raises:
-            ConnectionLost: the connection has ended.
+            ConnectionLost: there is none, and will be none; or it broke meanwhile.
         """
-        ws = self._ws
-        if self._lost is not None:
-            raise self._lost
-        if ws is None:
-            raise ConnectionLost(self.url, "not connected; use `async with`")
-        data = self._encode(frame)
-        try:
-            await ws.send(data if self._framing == "msgpack" else data.decode())
-        except ConnectionClosed as error:
-            self._end(self._loss(error))
-            raise self._lost or self._loss(error) from None
+        await (await self._socket()).send(frame)
 
     async def request(self, frame: ClientFrame, answer: type[T], timeout_s: float | None = None) -> T:
         """Send a command and wait for its answer.
@@ -201,172 +144,254 @@ class Connection:
 
         Raises:
             ServerError: the server answered with an error.
-            ConnectionLost: the connection ended before the answer came.
+            ConnectionLost: the connection ended before the answer came, and the command may not be repeated.
             TimedOut: no answer in time.
         """
         timeout_s = timeout_s or self.timeout_s
-        future: asyncio.Future[ServerFrame] = asyncio.get_running_loop().create_future()
-        self._waiting[frame.id] = (answer, future)  # type: ignore[assignment]
+        call = self._calls[frame.id] = Call(frame, answer)
         try:
             async with asyncio.timeout(timeout_s):
-                await self.send(frame)
-                got = await future
+                await self._put(call)
+                got = await call.future
         except TimeoutError:
             raise TimedOut(f"the answer to `{frame.__struct_config__.tag}`", timeout_s) from None
         finally:
-            self._waiting.pop(frame.id, None)
-            if future.done() and not future.cancelled():
-                future.exception()  # seen, even if `send` raised first
+            self._calls.pop(frame.id, None)
+            call.see()
         assert isinstance(got, answer)
         return got
 
     # -------------------------------------------------------------------------------------------------- streams
-    def expect_stream(self, command: str, inbox: Inbox) -> None:
-        """Frames of the response to this command go to `inbox`."""
-        self._starting[command] = inbox
+    async def start(self, command: Enhance, inbox: Inbox) -> None:
+        """Start a response; its frames go to `inbox`, over as many sockets as it takes."""
+        run = self._starting[command.id] = Run(command, inbox)
+        try:
+            await self._put(run)
+        except BaseException:
+            self.leave(inbox)
+            raise
 
-    def expect_topic(self, topic: str, inbox: Inbox) -> None:
-        """Frames of a watched topic go to `inbox`; one watch per topic and connection."""
-        if topic in self._topics:
-            raise InvalidRequest(f"topic '{topic}' is watched already on this connection", "/topic")
-        self._topics[topic] = inbox
+    async def cancel(self, target: str) -> None:
+        """Ask the server to stop a response, at once or when there is a socket again."""
+        if self._link is not None:
+            with contextlib.suppress(ConnectionLost):
+                await self._link.send(Cancel(id=self.next_id(), target=target))
+                return
+        if self._lost is None:
+            self._parting = [*self._parting[-_MAX_RESUMED:], target]
+
+    def expect_decoder(self, stream: str, inbox: Inbox) -> None:
+        """The end of this decoder goes to `inbox`."""
+        self._decoders[stream] = inbox
+
+    def expect_topic(self, watch: Watch, inbox: Inbox) -> None:
+        """Frames of a watched topic go to `inbox`; one watch per topic and client."""
+        if watch.topic in self._topics:
+            raise InvalidRequest(f"topic '{watch.topic}' is watched already on this connection", "/topic")
+        self._topics[watch.topic] = Topic(watch, inbox)
 
     def leave(self, inbox: Inbox) -> None:
         """Forget an inbox; frames that still come for it are dropped."""
-        for table in (self._starting, self._streams, self._topics):
-            for key in [key for key, value in table.items() if value is inbox]:
+        tables: tuple[dict[str, Any], ...] = (self._starting, self._runs, self._topics)
+        for table in tables:
+            for key in [key for key, one in table.items() if one.inbox is inbox]:
                 del table[key]
+        for stream in [stream for stream, one in self._decoders.items() if one is inbox]:
+            del self._decoders[stream]
 
-    # -------------------------------------------------------------------------------------------------- inside
-    async def _greet(self, ws: ClientConnection) -> Welcome:
-        if ws.subprotocol != _SUBPROTOCOLS[self._framing]:
-            raise CannotConnect(self.url, "it does not speak qraf.v1")
-        hello = self._encode(Hello(id="hello", client=self._client, coalesce_ms=self._coalesce_ms))
-        await ws.send(hello if self._framing == "msgpack" else hello.decode())
-        while True:
-            frame = self._parse(await ws.recv())
-            if isinstance(frame, Welcome):
-                return frame
-            if isinstance(frame, ErrorFrame):
-                raise server_error(frame.error)
+    # -------------------------------------------------------------------------------------------------- sockets
+    def _new_link(self) -> Link:
+        return Link(
+            self.url,
+            self._framing,
+            self._heartbeat_s,
+            api_key=self._api_key,
+            take=self._dispatch,
+            lost=self._on_lost,
+        )
 
-    async def _read(self) -> None:
-        assert self._ws is not None
+    async def _connect(self, link: Link) -> Welcome:
+        resume = [Resume(stream=name, epoch=run.epoch, after_seq=run.seq) for name, run in self._runs.items()]
+        hello = Hello(
+            id="hello", client=self._client, coalesce_ms=self._coalesce_ms, resume=tuple(resume[:_MAX_RESUMED])
+        )
+        welcome = await link.open(hello, self._open_timeout_s)
+        if self._lost is not None:  # closed meanwhile
+            await link.close()
+            raise self._lost
+        results = {one.stream: one.result for one in welcome.resumed}
+        for wanted in resume:
+            run, result = self._runs.get(wanted.stream), results.get(wanted.stream)
+            if run is None:  # left meanwhile
+                self._parting.append(wanted.stream)
+            elif result == "gap":
+                run.has_gap = True
+                run.inbox.put(Gap())
+            elif result != "replayed":
+                self._give_up(wanted.stream, run)
+        self._link, self.welcome = link, welcome
+        link.start()
+        return welcome
+
+    def _give_up(self, stream: str, run: Run) -> None:
+        """The server does not know a response any more: it ends here, once, as failed."""
+        del self._runs[stream]
+        detail = "the server no longer has this response: it was started again, or the client was away for too long"
+        error = ErrorBody(code="replay_gone", title="No longer kept", detail=detail, retryable=True)
+        run.inbox.put(ResponseDone(stream=stream, seq=run.seq + 1, status="failed", finish_reason="error", error=error))
+
+    def _on_lost(self, link: Link, lost: ConnectionLost) -> None:
+        if link is not self._link or self._lost is not None:
+            return
+        self._link = None
+        self._is_up.clear()
+        if self.reconnect is None or link.is_final:
+            self._end(lost)
+            return
+        for inbox in self._decoders.values():
+            inbox.close(lost)
+        self._decoders.clear()
+        for call in self._calls.values():
+            if call.sends and not self._may_repeat(call):
+                call.fail(unrepeated(call, lost))
+        for run in list(self._starting.values()):
+            if run.sends and not self._may_repeat(run):
+                run.inbox.close(unrepeated(run, lost))
+                self.leave(run.inbox)
+        if link.is_proven:
+            self._attempt = 0
+        self._comeback = asyncio.create_task(self._come_back(lost, link.reconnect_after_s))
+
+    async def _come_back(self, lost: ConnectionLost, at_least_s: float) -> None:
+        assert self.reconnect is not None
         loop = asyncio.get_running_loop()
-        try:
-            while True:
-                data = await self._ws.recv()
-                self._heard = loop.time()
-                frame = self._parse(data)
-                if frame is not None:
-                    self._dispatch(frame)
-        except ConnectionClosed as error:
-            self._end(self._loss(error))
-        except QrafError as error:
-            self._end(ConnectionLost(self.url, str(error)))
-            self._ws.transport.abort()
+        give_up_at = loop.time() + self.reconnect.give_up_s
+        while True:
+            await asyncio.sleep(self.reconnect.pause_s(self._attempt, at_least_s))
+            self._attempt, at_least_s = self._attempt + 1, 0.0
+            link = self._new_link()
+            try:
+                await self._connect(link)
+                break
+            except ServerError as error:
+                is_final, reason, close = not error.can_retry, str(error), None
+            except ConnectionLost as error:  # or CannotConnect
+                is_final, reason, close = link.is_final, error.reason, error.close
+            if is_final or loop.time() >= give_up_at:
+                self._end(ConnectionLost(self.url, f"{lost.reason}; no way back: {reason}", close or lost.close))
+                return
+        self.reconnects += 1
+        with contextlib.suppress(ConnectionLost):  # it broke again: another comeback has begun
+            await self._send_again(link)
+            if self._link is link:
+                self._is_up.set()
 
-    def _parse(self, data: str | bytes) -> ServerFrame | None:
-        """The frame, or None where its type is not known here (the protocol may grow)."""
-        raw = data.encode() if isinstance(data, str) else data
-        try:
-            frame: ServerFrame = self._decoder.decode(raw)
-            return frame
-        except msgspec.DecodeError as error:
-            with contextlib.suppress(msgspec.DecodeError):
-                plain = self._plain.decode(raw)
-                if isinstance(plain, dict) and isinstance(plain.get("type"), str) and plain["type"] not in _TAGS:
-                    return None
-            raise ConnectionLost(self.url, f"the server sent a frame that does not parse: {error}") from None
+    async def _send_again(self, link: Link) -> None:
+        """Repeat what was sent and not answered, in its order, before anything new is sent."""
+        for one in [one for one in (*self._calls.values(), *self._starting.values()) if one.sends]:
+            if not one.is_settled:
+                one.sends += 1
+                await link.send(one.frame)
+        for topic in [topic for topic in self._topics.values() if topic.stream]:
+            topic.watch_id = self.next_id()
+            await link.send(Watch(id=topic.watch_id, topic=topic.watch.topic, every_ms=topic.watch.every_ms))
+        while self._parting:
+            await link.send(Cancel(id=self.next_id(), target=self._parting[-1]))
+            self._parting.pop()
 
+    def _may_repeat(self, one: Sent) -> bool:
+        return self.reconnect is not None and one.sends < self.reconnect.max_sends and can_repeat(one.frame)
+
+    async def _socket(self) -> Link:
+        while self._lost is None:
+            if not self._is_opened:
+                raise ConnectionLost(self.url, "not connected; use `async with`")
+            if self._link is not None and self._is_up.is_set():
+                return self._link
+            await self._is_up.wait()
+        raise self._lost
+
+    async def _put(self, one: Sent) -> None:
+        link = await self._socket()
+        if isinstance(one.frame, DecodeRounds | DecodeClose) and one.frame.stream not in self._decoders:
+            raise ConnectionLost(self.url, "the connection of this decoder broke; its rounds are not resumed")
+        one.sends += 1
+        try:
+            await link.send(one.frame)
+        except ConnectionLost:
+            if self._lost is not None:
+                raise self._lost from None
+            # it is sent again, or was ended, by whoever noticed
+
+    # -------------------------------------------------------------------------------------------------- frames
     def _dispatch(self, frame: ServerFrame) -> None:
         match frame:
             case ErrorFrame():
                 self._on_error(frame)
             case ResponseCreated():
-                inbox = self._starting.pop(frame.id, None)
-                if inbox is not None:
-                    self._streams[frame.stream] = inbox
-                    self._deliver(inbox, frame)
+                run = self._starting.pop(frame.id, None)
+                if run is not None:
+                    self._runs[frame.stream] = run
+                    run.epoch = frame.epoch
+                self._deliver_run(frame)
             case NetworkSnapshot() | NetworkDelta():
-                self._deliver(self._topics.get("network"), frame)
+                self._deliver_topic("network", frame)
             case Metrics():
-                self._deliver(self._topics.get(f"session:{frame.session}"), frame)
+                self._deliver_topic(f"session:{frame.session}", frame)
             case UsageFrame():
-                self._deliver(self._topics.get("usage"), frame)
-            case Ack() | SessionOpened() | WriteDone() | RecallDone() | Pong() | Welcome():
-                waits = self._waiting.get(frame.id)
-                if waits is not None and isinstance(frame, waits[0]) and not waits[1].done():
-                    waits[1].set_result(frame)
-            case Goodbye():
-                self._fault = frame.reason
+                self._deliver_topic("usage", frame)
+            case _ if getattr(frame, "stream", "") in self._runs:
+                self._deliver_run(frame)
             case _:
-                self._deliver(self._streams.get(frame.stream), frame)
+                call = self._calls.get(getattr(frame, "id", ""))
+                if call is not None:
+                    call.take(frame)
+                inbox = self._decoders.get(getattr(frame, "stream", ""))
+                if inbox is not None and not hasattr(frame, "id") and not inbox.put(frame):
+                    self.leave(inbox)
 
-    def _deliver(self, inbox: Inbox | None, frame: ServerFrame) -> None:
-        if inbox is not None and not inbox.put(frame):
-            self.leave(inbox)
+    def _deliver_topic(self, name: str, frame: ServerFrame) -> None:
+        topic = self._topics.get(name)
+        if topic is not None:
+            topic.stream = getattr(frame, "stream", "")
+            if not topic.inbox.put(frame):
+                self.leave(topic.inbox)
+
+    def _deliver_run(self, frame: Any) -> None:
+        """Pass on what is new; what was seen before the socket broke is dropped, what is missing is told."""
+        run = self._runs.get(frame.stream)
+        if run is None or frame.seq <= run.seq:
+            return
+        if frame.seq > run.seq + 1 and not run.has_gap:
+            run.inbox.put(Gap())
+        run.seq, run.has_gap = frame.seq, False
+        if isinstance(frame, ResponseDone):
+            del self._runs[frame.stream]
+        if not run.inbox.put(frame):
+            self.leave(run.inbox)
 
     def _on_error(self, frame: ErrorFrame) -> None:
         error = server_error(frame.error)
-        waits = self._waiting.get(frame.id) if frame.id else None
-        inbox = self._starting.get(frame.id, self._streams.get(frame.stream))
-        if waits is not None and not waits[1].done():
-            waits[1].set_exception(error)
-        elif inbox is not None:
+        call = self._calls.get(frame.id) if frame.id else None
+        if call is not None:
+            call.fail(error)
+            return
+        owners: list[Any] = [self._starting.get(frame.id), self._runs.get(frame.stream)]
+        owners += [topic for topic in self._topics.values() if topic.is_meant(frame.id, frame.stream)]
+        inbox = next((one.inbox for one in owners if one is not None), self._decoders.get(frame.stream))
+        if inbox is not None:
             inbox.close(error)
             self.leave(inbox)
-        elif not frame.id and not frame.stream:
-            self._fault = str(error)  # a fault of the connection: the close that follows is told by it
-
-    async def _beat(self) -> None:
-        """Ping when nothing was heard for a beat, and end a connection that stays silent."""
-        assert self.welcome is not None
-        assert self._ws is not None
-        beat = self._heartbeat_s or max(self.welcome.heartbeat_ms / 1000, 0.05)
-        loop = asyncio.get_running_loop()
-        while self._lost is None:
-            await asyncio.sleep(beat)
-            try:
-                # each beat, heard or not: the server counts our silence too
-                await self.request(Ping(id=self.next_id()), Pong, timeout_s=beat)
-            except TimedOut:
-                silent_s = loop.time() - self._heard
-                if silent_s > beat:  # else it is busy sending other frames
-                    self._end(ConnectionLost(self.url, f"the server was silent for {silent_s:.1f} s"))
-                    self._ws.transport.abort()
-            except ConnectionLost:
-                return
-
-    def _loss(self, error: ConnectionClosed) -> ConnectionLost:
-        text = _closed_text(error)
-        return ConnectionLost(self.url, f"{text}; {self._fault}" if self._fault else text, _close_code(error))
 
     def _end(self, lost: ConnectionLost) -> None:
         if self._lost is not None:
             return
-        self._lost = lost
-        for _, future in self._waiting.values():
-            if not future.done():
-                future.set_exception(lost)
-        for inbox in (*self._starting.values(), *self._streams.values(), *self._topics.values()):
+        self._lost, self._link = lost, None
+        for call in self._calls.values():
+            call.fail(lost)
+        inboxes = [one.inbox for table in (self._starting, self._runs) for one in table.values()]
+        for inbox in (*inboxes, *(topic.inbox for topic in self._topics.values()), *self._decoders.values()):
             inbox.close(lost)
-        self._starting.clear()
-        self._streams.clear()
-        self._topics.clear()
-
-
-def _close_code(error: ConnectionClosed) -> int | None:
-    return error.rcvd.code if error.rcvd is not None else None
-
-
-def _closed_text(error: ConnectionClosed) -> str:
-    if error.rcvd is None:
-        return CLOSE_REASONS[1006]
-    return error.rcvd.reason or CLOSE_REASONS.get(error.rcvd.code, "closed")
-
-
-def _os_text(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+        for table in (self._starting, self._runs, self._topics, self._decoders):
+            table.clear()
+        self._is_up.set()

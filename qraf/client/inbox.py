@@ -17,9 +17,13 @@ from qraf.frames import (
     UsageFrame,
 )
 
-__all__ = ["Inbox"]
+__all__ = ["Gap", "Inbox"]
 
 _NEWEST_ONLY = (ResponseMetrics, Metrics, UsageFrame)
+
+
+class Gap:
+    """Stands where frames of a response were lost for good: its text is fetched, then the stream goes on."""
 
 
 class Inbox:
@@ -33,18 +37,21 @@ class Inbox:
 
     def __init__(self, soft: int = 64, max_frames: int = 4096, max_text: int = 4 * 1024 * 1024) -> None:
         self._soft, self._max_frames, self._max_text = soft, max_frames, max_text
-        self._frames: deque[ServerFrame] = deque()
+        self._frames: deque[ServerFrame | Gap] = deque()
         self._text = 0
         self._error: QrafError | None = None
         self._closed = False
         self._wake = asyncio.Event()
+        self._gaps = 0
         self.skipped = 0
 
-    def put(self, frame: ServerFrame) -> bool:
+    def put(self, frame: ServerFrame | Gap) -> bool:
         """Take a frame; False when the stream has ended, and when this frame was too much and ended it."""
         if self._closed:
             return False
-        if len(self._frames) >= self._soft:
+        if isinstance(frame, Gap):
+            self._gaps += 1
+        elif len(self._frames) >= self._soft and not self._gaps:
             frame = self._join(frame)
         self._frames.append(frame)
         if isinstance(frame, ResponseDelta):
@@ -56,6 +63,10 @@ class Inbox:
         self._wake.set()
         return not self._closed
 
+    def filled(self) -> None:
+        """A gap is known; until then nothing is joined, for some of what comes may be part of it."""
+        self._gaps -= 1
+
     def close(self, error: QrafError | None = None, *, drop: bool = False) -> None:
         """End the stream: the reader gets what waits (unless `drop`), then `error` or the end."""
         if self._closed:
@@ -65,8 +76,8 @@ class Inbox:
             self._frames.clear()
         self._wake.set()
 
-    async def get(self, timeout_s: float, what: str) -> ServerFrame | None:
-        """The next frame; None at the end.
+    async def get(self, timeout_s: float, what: str) -> ServerFrame | Gap | None:
+        """The next frame, or where some are missing; None at the end.
 
         Raises:
             TimedOut: nothing came for `timeout_s`.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from qraf.client.connection import Connection
-from qraf.client.inbox import Inbox
-from qraf.errors import ConnectionLost, InvalidRequest, ServerError
+from qraf.client.inbox import Gap, Inbox
+from qraf.errors import ConnectionLost, InvalidRequest, QrafError, ServerError
 from qraf.frames import (
-    Cancel,
     Enhance,
     EvidenceOut,
     ResponseCreated,
@@ -34,17 +33,24 @@ class Response:
     cancels the response at the server within one token; `async with response:` does so at the end of the block at
     the latest. While it is read the parts are gathered: `created`, `route`, `hops`, `evidence`, `text`, `done`.
 
+    A connection that breaks meanwhile is not seen here: the frames go on where they were. Only when the client was away
+    for so long that the server no longer has what it missed, the text is fetched as one delta (of 0 tokens), and hops
+    or evidence may be missing; `gaps` counts that. When the server was started again, the response ends as `failed`,
+    code `replay_gone`, which may be tried again.
+
     A reader that is slow delays no other call on the same connection: waiting deltas are joined without loss, and a
     response with more than 4 MiB of unread text ends, alone, with `LimitExceeded`.
 
     Raises, while it is read:
         ServerError: the command was refused. (A response that fails later ends with `done.status == "failed"`.)
-        ConnectionLost: the connection ended first.
+        ConnectionLost: the connection ended first, and there is no way back.
         TimedOut: the server sent nothing for the client's `timeout_s`.
     """
 
-    def __init__(self, connection: Connection, command: Enhance) -> None:
-        self._connection, self._command = connection, command
+    def __init__(
+        self, connection: Connection, command: Enhance, fetch: Callable[[str], Awaitable[dict[str, Any]]]
+    ) -> None:
+        self._connection, self._command, self._fetch = connection, command, fetch
         self._inbox = Inbox()
         self._is_started = self._is_refused = False
         self.created: ResponseCreated | None = None
@@ -53,7 +59,9 @@ class Response:
         self.evidence: tuple[EvidenceOut, ...] = ()
         self.coverage = 0.0
         self.text = ""
+        self.gaps = 0
         self.done: ResponseDone | None = None
+        self._text_seq = 0  # the text of frames up to here was fetched
 
     @property
     def id(self) -> str:
@@ -71,6 +79,12 @@ class Response:
                     raise
                 if frame is None:
                     break
+                if isinstance(frame, Gap):
+                    frame = await self._fill()
+                    if not frame.text:
+                        continue
+                elif isinstance(frame, ResponseDelta) and frame.seq <= self._text_seq:
+                    continue
                 self._gather(frame)
                 yield frame
         finally:
@@ -102,8 +116,8 @@ class Response:
     async def cancel(self) -> None:
         """Ask the server to stop; go on reading to see `response.done`. Harmless when late, too early, or twice."""
         if self._is_started and self.done is None:
-            target = self.created.stream if self.created else self._command.id
-            await self._connection.send(Cancel(id=self._connection.next_id(), target=target))
+            target = self.created.stream if self.created else self._command.key or self._command.id
+            await self._connection.cancel(target)
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -121,12 +135,7 @@ class Response:
                 return  # entered by `async with`, now read
             raise InvalidRequest("a response is read once; what it held is in its attributes")
         self._is_started = True
-        self._connection.expect_stream(self._command.id, self._inbox)
-        try:
-            await self._connection.send(self._command)
-        except BaseException:
-            self._connection.leave(self._inbox)
-            raise
+        await self._connection.start(self._command, self._inbox)
 
     async def _leave(self) -> None:
         self._connection.leave(self._inbox)
@@ -135,6 +144,23 @@ class Response:
                 async with asyncio.timeout(5):
                     await self.cancel()
             self._inbox.close(drop=True)
+
+    async def _fill(self) -> ResponseDelta:
+        """The text that was missed; what still comes of it is dropped."""
+        give_up_at = asyncio.get_running_loop().time() + self._connection.timeout_s
+        while True:
+            try:
+                told = await self._fetch(self.id)
+                break
+            except QrafError as error:
+                is_final = isinstance(error, ServerError) and not error.can_retry
+                if is_final or asyncio.get_running_loop().time() >= give_up_at:
+                    raise
+                await asyncio.sleep(0.2)
+        self.gaps += 1
+        self._inbox.filled()
+        self._text_seq = told["seq"]
+        return ResponseDelta(stream=told["stream"], seq=told["seq"], text=told["text"][len(self.text) :], tokens=0)
 
     def _gather(self, frame: ServerFrame) -> None:
         match frame:

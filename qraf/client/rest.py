@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from qraf.client.credentials import find_key
+from qraf.client.reconnect import Reconnect
 from qraf.client.urls import base_url, is_loopback
 from qraf.errors import CannotConnect, ServerError, TimedOut
 from qraf.records import Filter
@@ -18,20 +23,41 @@ Json = dict[str, Any]
 
 
 class Rest:
-    """A small HTTP client: JSON in, JSON out, problem+json as `ServerError`. Connects at the first call."""
+    """A small HTTP client: JSON in, JSON out, problem+json as `ServerError`. Connects at the first call.
 
-    def __init__(self, url: str, *, timeout_s: float = 180.0, open_timeout_s: float = 10.0) -> None:
+    `api_key` left out: as `find_key` finds it. With `reconnect`, a GET that broke off, and any request that found
+    nobody, is repeated for a while.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 180.0,
+        open_timeout_s: float = 10.0,
+        api_key: str | None = None,
+        reconnect: Reconnect | None = None,
+    ) -> None:
         self.url = base_url(url)
+        key = find_key(url, api_key)
         self._http = httpx.AsyncClient(
             base_url=self.url,
             timeout=httpx.Timeout(timeout_s, connect=open_timeout_s),
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
             trust_env=not is_loopback(self.url),
             follow_redirects=False,
         )
-        self._timeout_s = timeout_s
+        self._timeout_s, self._reconnect = timeout_s, reconnect
 
     async def call(
-        self, method: str, path: str, *, body: Json | None = None, accept: tuple[int, ...] = (), **query: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Json | None = None,
+        accept: tuple[int, ...] = (),
+        headers: dict[str, str] | None = None,
+        **query: Any,
     ) -> Json:
         """One request; an empty answer is `{}`. Statuses in `accept` are no errors.
 
@@ -40,7 +66,7 @@ class Rest:
             CannotConnect: nobody answers.
             TimedOut: no answer in time.
         """
-        response = await self._send(method, path, body, query)
+        response = await self._send(method, path, body, query, headers)
         if response.is_error and response.status_code not in accept:
             raise _error(response)
         if not response.content:
@@ -50,6 +76,13 @@ class Rest:
         except msgspec.DecodeError:
             raise ServerError("protocol", f"{method} {path} did not answer with JSON") from None
         return answer if isinstance(answer, dict) else {"data": answer}
+
+    async def file(self, path: str, **query: Any) -> bytes:
+        """One GET of a file."""
+        response = await self._send("GET", path, None, query)
+        if response.is_error:
+            raise _error(response)
+        return response.content
 
     async def text(self, path: str) -> str:
         """One GET of plain text."""
@@ -62,17 +95,27 @@ class Rest:
         """Close the connections. Twice: nothing more happens."""
         await self._http.aclose()
 
-    async def _send(self, method: str, path: str, body: Json | None, query: Json) -> httpx.Response:
+    async def _send(
+        self, method: str, path: str, body: Json | None, query: Json, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
         params = {key: str(value).lower() if isinstance(value, bool) else value for key, value in query.items()}
         params = {key: value for key, value in params.items() if value is not None}
-        try:
-            return await self._http.request(method, path, json=body, params=params)
-        except httpx.TimeoutException as error:
-            if isinstance(error, httpx.ConnectTimeout):
-                raise CannotConnect(self.url, "no answer in time") from None
-            raise TimedOut(f"{method} {path}", self._timeout_s) from None
-        except httpx.TransportError as error:
-            raise CannotConnect(self.url, str(error) or type(error).__name__) from None
+        loop, policy = asyncio.get_running_loop(), self._reconnect
+        give_up_at = loop.time() + (0.0 if policy is None else policy.give_up_s)
+        for attempt in itertools.count():
+            try:
+                return await self._http.request(method, path, json=body, params=params, headers=headers)
+            except httpx.TimeoutException as error:
+                if isinstance(error, httpx.ConnectTimeout):
+                    raise CannotConnect(self.url, "no answer in time") from None
+                raise TimedOut(f"{method} {path}", self._timeout_s) from None
+            except httpx.TransportError as error:
+                # what only reads, or was never sent, may be asked again
+                is_harmless = method == "GET" or isinstance(error, httpx.ConnectError)
+                if policy is None or not is_harmless or loop.time() >= give_up_at:
+                    raise CannotConnect(self.url, str(error) or type(error).__name__) from None
+                await asyncio.sleep(policy.pause_s(attempt))
+        raise AssertionError("unreachable")
 
 
 class SessionsApi:
@@ -89,6 +132,14 @@ class SessionsApi:
         """A session with its figures."""
         return await self._rest.call("GET", f"/v1/sessions/{quote(session, safe='')}")
 
+    async def configure(
+        self, session: str, *, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+    ) -> Json:
+        """Change the bits (32, 8, 4, 2, 1) and the byte budget of a session's memory; None: as its node says."""
+        change = {"bits": bits, "budget_bytes": budget_bytes}
+        body: Json = {name: value for name, value in change.items() if value is not UNSET}
+        return await self._rest.call("PATCH", f"/v1/sessions/{quote(session, safe='')}", body=body)
+
     async def pause(self, session: str) -> Json:
         """Refuse writes and prompts until `resume`."""
         return await self._rest.call("POST", f"/v1/sessions/{quote(session, safe='')}/pause")
@@ -97,9 +148,9 @@ class SessionsApi:
         """End a pause."""
         return await self._rest.call("POST", f"/v1/sessions/{quote(session, safe='')}/resume")
 
-    async def delete(self, session: str) -> Json:
-        """Erase a session and everything it remembers."""
-        return await self._rest.call("DELETE", f"/v1/sessions/{quote(session, safe='')}")
+    async def delete(self, session: str, *, dry_run: bool = False) -> Json:
+        """Erase a session and everything it remembers; `dry_run` only counts its items."""
+        return await self._rest.call("DELETE", f"/v1/sessions/{quote(session, safe='')}", dry_run=dry_run or None)
 
 
 class ItemsApi:
@@ -121,10 +172,12 @@ class ItemsApi:
         path = f"/v1/memory/{quote(item, safe='')}"
         return await self._rest.call("GET", path, session=session, collection=collection)
 
-    async def delete(self, item: str, *, session: str | None = None, collection: str | None = None) -> Json:
-        """Forget one item; the receipt has the figures before and after."""
+    async def delete(
+        self, item: str, *, session: str | None = None, collection: str | None = None, dry_run: bool = False
+    ) -> Json:
+        """Forget one item; the receipt has the figures before and after. `dry_run` forgets nothing."""
         path = f"/v1/memory/{quote(item, safe='')}"
-        return await self._rest.call("DELETE", path, session=session, collection=collection)
+        return await self._rest.call("DELETE", path, session=session, collection=collection, dry_run=dry_run or None)
 
     async def forget(
         self,

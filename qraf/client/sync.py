@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
+
+from msgspec import UNSET, UnsetType
 
 from qraf.client.client import DEFAULT_URL, Client, WatchFrame
 from qraf.client.connection import Framing
 from qraf.client.items import Items
+from qraf.client.reconnect import Reconnect
 from qraf.client.rest import Json
+from qraf.client.sync_decoding import SyncDecoding
 from qraf.client.sync_parts import LoopThread, SyncItemsApi, SyncResponse, SyncSessionsApi, SyncWriter, made
+from qraf.client.sync_services import SyncServiceCalls
+from qraf.client.sync_states import SyncStatesApi
+from qraf.code_orders import CodeExperiment
 from qraf.errors import InvalidRequest
 from qraf.frames import (
     EvidenceChoice,
@@ -27,7 +34,7 @@ from qraf.records import Filter
 __all__ = ["SyncClient", "connect_sync"]
 
 
-class SyncClient:
+class SyncClient(SyncServiceCalls):
     """`Client` for programs without an event loop: `with qraf.connect_sync(url) as q:`. Threads may share one."""
 
     def __init__(
@@ -39,6 +46,8 @@ class SyncClient:
         timeout_s: float = 180.0,
         open_timeout_s: float = 10.0,
         heartbeat_s: float | None = None,
+        api_key: str | None = None,
+        reconnect: Reconnect | bool = True,
     ) -> None:
         self._loop = LoopThread()
         try:
@@ -51,6 +60,8 @@ class SyncClient:
                         timeout_s=timeout_s,
                         open_timeout_s=open_timeout_s,
                         heartbeat_s=heartbeat_s,
+                        api_key=api_key,
+                        reconnect=reconnect,
                     )
                 )
             )
@@ -59,6 +70,7 @@ class SyncClient:
             raise
         self.sessions = SyncSessionsApi(self._loop, self._client.sessions)
         self.items = SyncItemsApi(self._loop, self._client.items)
+        self.state = SyncStatesApi(self._loop, self._client.state)
 
     def open(self) -> Self:
         """Connect; `with` does it. Raises `CannotConnect` or `ServerError`, and ends the client's thread then."""
@@ -88,8 +100,13 @@ class SyncClient:
 
     @property
     def is_open(self) -> bool:
-        """Whether the socket is connected."""
+        """Whether the socket is connected at the moment."""
         return self._client.is_open
+
+    @property
+    def reconnects(self) -> int:
+        """How often a broken connection was opened again."""
+        return self._client.reconnects
 
     @property
     def welcome(self) -> Welcome:
@@ -103,9 +120,21 @@ class SyncClient:
         metadata: dict[str, Any] | None = None,
         ttl_s: float | None = None,
         create: bool = True,
+        bits: int | None = None,
+        budget_bytes: int | None = None,
     ) -> SessionOpened:
         """Open a session; without a name the server makes one."""
-        return self._loop.call(self._client.open_session(session, metadata=metadata, ttl_s=ttl_s, create=create))
+        return self._loop.call(
+            self._client.open_session(
+                session, metadata=metadata, ttl_s=ttl_s, create=create, bits=bits, budget_bytes=budget_bytes
+            )
+        )
+
+    def configure_session(
+        self, session: str, *, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+    ) -> Json:
+        """Change the bits and the byte budget of a session's memory; None: as its node says."""
+        return self._loop.call(self._client.configure_session(session, bits=bits, budget_bytes=budget_bytes))
 
     def write(
         self,
@@ -215,6 +244,24 @@ class SyncClient:
         )
         return SyncResponse(self._loop, response)
 
+    def decode(
+        self,
+        experiment: CodeExperiment | Mapping[str, Any] | None = None,
+        *,
+        dem: str | None = None,
+        shots: int = 1,
+        window: int | None = None,
+        commit: int | None = None,
+        count: bool = False,
+    ) -> SyncDecoding:
+        """A decoder for rounds of detectors that come in one after the other; give `experiment` or `dem`."""
+        decoding = self._loop.call(
+            made(
+                lambda: self._client.decode(experiment, dem=dem, shots=shots, window=window, commit=commit, count=count)
+            )
+        )
+        return SyncDecoding(self._loop, decoding)
+
     def cancel(self, target: str) -> bool:
         """Stop a response by its stream or id; False when there is none that runs."""
         return self._loop.call(self._client.cancel(target))
@@ -256,6 +303,8 @@ def connect_sync(
     timeout_s: float = 180.0,
     open_timeout_s: float = 10.0,
     heartbeat_s: float | None = None,
+    api_key: str | None = None,
+    reconnect: Reconnect | bool = True,
 ) -> SyncClient:
     """A synchronous client for `with`; the arguments are those of `Client`."""
     return SyncClient(
@@ -265,4 +314,6 @@ def connect_sync(
         timeout_s=timeout_s,
         open_timeout_s=open_timeout_s,
         heartbeat_s=heartbeat_s,
+        api_key=api_key,
+        reconnect=reconnect,
     )

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from msgspec import UNSET, UnsetType
+
 from qraf.client.items import Writable
 from qraf.client.response import Response
 from qraf.client.rest import ItemsApi, Json, SessionsApi
@@ -180,6 +182,12 @@ class SyncSessionsApi:
     def get(self, session: str) -> Json:
         """A session with its figures."""
         return self._loop.call(self._api.get(session))
+
+    def configure(
+        self, session: str, *, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+    ) -> Json:
+        """Change the bits and the byte budget of a session's memory; None: as its node says."""
+        return self._loop.call(self._api.configure(session, bits=bits, budget_bytes=budget_bytes))
 
     def pause(self, session: str) -> Json:
         """Refuse writes and prompts until `resume`."""

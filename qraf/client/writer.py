@@ -13,7 +13,7 @@ import msgspec
 from qraf.client.connection import Connection
 from qraf.client.items import Writable, to_wire, wire_bytes
 from qraf.errors import InvalidRequest, QrafError, ServerError
-from qraf.frames import ErrorBody, Rejected, WireItem, Write, WriteDone
+from qraf.frames import ErrorBody, ItemWarning, Rejected, WireItem, Write, WriteDone
 from qraf.records import Figures
 
 __all__ = ["Writer"]
@@ -69,6 +69,7 @@ class Writer:
         self._accepted = self._duplicates = self._version = 0
         self._ids: dict[int, tuple[str, ...]] = {}
         self._rejected: list[Rejected] = []
+        self._warnings: list[ItemWarning] = []
         self._state = Figures()
 
     @property
@@ -82,6 +83,7 @@ class Writer:
             item_ids=tuple(item_id for _, ids in sorted(self._ids.items()) for item_id in ids),
             state_version=self._version,
             state=self._state,
+            warnings=tuple(self._warnings),
         )
 
     async def add(self, item: Writable, **fields: Any) -> str:
@@ -224,6 +226,7 @@ class Writer:
                 self._rejected.append(msgspec.structs.replace(rejected, index=batch[rejected.index][0]))
         self._accepted += done.accepted
         self._duplicates += done.duplicates
+        self._warnings += done.warnings
         self._version, self._state = done.state_version, done.state
         if self._keep_ids and done.item_ids:
             first = batch[0][0]

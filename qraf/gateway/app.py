@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 
 from qraf.errors import QrafError
-from qraf.gateway.bodies import Gate, failure
+from qraf.gateway.bodies import Gate, enter, failure
 from qraf.gateway.door import Door
 from qraf.gateway.metrics import GatewayMeters
 from qraf.gateway.openapi import serve_document
-from qraf.gateway.routes import enhance, health, memory, network, sessions
+from qraf.gateway.routes import enhance, health, memory, network, operations, security, services, sessions, states
+from qraf.gateway.security.authority import Authority
 from qraf.gateway.sockets import Sockets
 from qraf.sessions.service import Service
+from qraf.sessions.tenants import TenantService
 from qraf.settings import Settings
 
 __all__ = ["create_app"]
@@ -31,19 +33,46 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(enter)],
     )
     meters = GatewayMeters()
-    sockets = Sockets(service, meters)
-    app.state.gate = Gate(service, settings, meters, sockets)
-    app.add_middleware(Door, meters=meters)
+    authority = Authority(settings, service.journal.keys, service.clock)
+    everyone = TenantService(service)
+    sockets = Sockets(everyone, meters, authority)
+    app.state.gate = Gate(everyone, settings, meters, sockets, authority)
+    app.add_middleware(Door, meters=meters, settings=settings.gateway, authority=authority)
     app.add_exception_handler(QrafError, _failed)
     app.add_exception_handler(HTTPException, _failed)
-    for router in (sessions.router, memory.router, enhance.router, network.router, health.health, health.documents):
+    for router in (
+        sessions.router,
+        memory.router,
+        enhance.router,
+        network.router,
+        states.router,
+        services.router,
+        operations.router,
+        security.router,
+        health.health,
+        health.documents,
+    ):
         app.include_router(router, prefix="/v1")
     app.include_router(health.health)
     app.include_router(health.metrics)
     app.router.routes.append(WebSocketRoute("/v1/ws", sockets))
-    serve_document(app, (*sessions.TYPES, *memory.TYPES, *enhance.TYPES, *network.TYPES, *health.TYPES))
+    serve_document(
+        app,
+        (
+            *sessions.TYPES,
+            *memory.TYPES,
+            *enhance.TYPES,
+            *network.TYPES,
+            *states.TYPES,
+            *services.TYPES,
+            *operations.TYPES,
+            *security.TYPES,
+            *health.TYPES,
+        ),
+    )
     return app
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -11,43 +12,53 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qraf.errors import InvalidRequest, ProtocolError, QrafError
+from qraf.errors import InvalidRequest, NotAllowed, NotAuthenticated, NotReady, ProtocolError, QrafError
 from qraf.frames import ClientFrame, ErrorBody
 from qraf.gateway.commands import check_command
 from qraf.gateway.metrics import GatewayMeters
-from qraf.gateway.problems import PROBLEM_JSON, decoding_fault, http_problem, problem, problem_of_body
+from qraf.gateway.problems import PROBLEM_JSON, decoding_fault, http_problem, not_finite, problem, problem_of_body
+from qraf.gateway.security.authority import Authority
+from qraf.gateway.security.guard import PUBLIC, ROUTES, check_frame, check_route
+from qraf.gateway.security.principal import ANONYMOUS, Principal
 from qraf.gateway.sockets import Sockets
 from qraf.gateway.values import check_number
-from qraf.sessions.service import Service
+from qraf.sessions.tenants import TenantService
 from qraf.settings import Settings
 from qraf.times import format_time
 
 __all__ = [
     "Gate",
     "PageQuery",
+    "address",
     "answer",
     "body_of",
+    "enter",
     "failure",
     "gate",
+    "principal",
     "query",
     "read",
+    "refused",
     "request_id",
     "time_out",
     "to_frame",
 ]
 
 T = TypeVar("T")
+_LONG = 256 * 1024
+_READS = ("GET", "HEAD")
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What the routes work with; on `app.state.gate`."""
+    """What the routes work with: the service as the tenant of the request sees it. On `app.state.gate`."""
 
-    service: Service
+    service: TenantService
     settings: Settings
     meters: GatewayMeters
     sockets: Sockets
+    authority: Authority
 
 
 class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,9 +69,62 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def gate(request: Request) -> Gate:
-    """The gate of the application that serves this request."""
+    """The gate of the application that serves this request, for its tenant."""
     found: Gate = request.app.state.gate
-    return found
+    return replace(found, service=TenantService(found.service.whole, principal(request).tenant))
+
+
+def principal(request: Request) -> Principal:
+    """Who asks, as `enter` found it."""
+    who: Principal = request.scope["state"]["principal"]
+    return who
+
+
+async def enter(request: Request) -> None:
+    """Let in whoever may use this route; every route depends on it.
+
+    Raises:
+        NotAuthenticated: no credential, or a wrong one. NotAllowed: its role may not. StorageFailed: who knows.
+        NotReady: the server starts, or it stops and this would start something new.
+    """
+    gateway: Gate = request.app.state.gate
+    method, path = request.method, _template(request)
+    who = None
+    try:
+        try:
+            who = await gateway.authority.of_header(request.headers.get("authorization"))
+        except QrafError:
+            if ROUTES[method, path] != PUBLIC:
+                raise
+            who = ANONYMOUS
+        check_route(who, method, path)
+    except (NotAuthenticated, NotAllowed) as error:
+        refused(request, who, f"{method} {path}", error)
+        raise
+    request.scope["state"]["principal"] = who
+    state = gateway.service.whole.state
+    if state == "ready" or ROUTES[method, path] == PUBLIC:
+        return
+    if state in ("new", "starting") or not (method in _READS or path.endswith("/cancel")):
+        raise NotReady(state)
+
+
+def refused(request: Request, who: Principal | None, action: str, error: QrafError) -> None:
+    """Note in the audit log that somebody was kept from something."""
+    gateway: Gate = request.app.state.gate
+    gateway.authority.audit.refused(who, action, error, address=address(request), request=request_id(request))
+
+
+def _template(request: Request) -> str:
+    """The path of the request's route, as the guard's table has it."""
+    path = str(request.scope["route"].path)
+    # FastAPI has tried both: the path with the prefix of the router that is included, and without
+    return path if path.startswith("/v1/") or not request.scope["path"].startswith("/v1/") else f"/v1{path}"
+
+
+def address(request: Request) -> str:
+    """Where a request comes from."""
+    return request.client.host if request.client is not None else ""
 
 
 def request_id(request: Request) -> str:
@@ -85,12 +149,17 @@ def to_frame(frame: type[T], body: msgspec.Struct, request: Request) -> T:
     names = set(frame.__struct_fields__) - {"id"}  # type: ignore[attr-defined]
     make: Any = frame
     made: T = make(id=request_id(request), **{name: getattr(body, name) for name in names})
+    try:
+        check_frame(principal(request), cast("ClientFrame", made))
+    except NotAllowed as error:
+        refused(request, principal(request), f"{request.method} {_template(request)}", error)
+        raise
     check_command(cast("ClientFrame", made), gate(request).settings.limits)
     return made
 
 
-async def read(request: Request, kind: type[T]) -> T:
-    """The body of a request, decoded.
+async def read(request: Request, kind: type[T], most: int | None = None) -> T:
+    """The body of a request, decoded; it may have `most` bytes, or as many as a frame.
 
     Raises:
         HTTPException: 415 for another content type, 413 for a body that is too long.
@@ -99,14 +168,19 @@ async def read(request: Request, kind: type[T]) -> T:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise HTTPException(415, f"the body must be application/json, but is '{content_type[:100]}'")
-    data = await _bytes(request, gate(request).settings.limits.max_frame_bytes)
+    data = await _bytes(request, most or gate(request).settings.limits.max_frame_bytes)
     try:
+        if len(data) > _LONG:  # would keep every other connection waiting
+            return await asyncio.to_thread(msgspec.json.decode, data, type=kind)
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise InvalidRequest(*decoding_fault(error)) from None
     except RecursionError:
         raise ProtocolError("the body is nested too deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        pointer = await asyncio.to_thread(not_finite, data)
+        if pointer is not None:
+            raise InvalidRequest("must be a finite number; JSON has no NaN or Infinity", pointer) from None
         raise ProtocolError(f"the body is no JSON: {error}") from None
 
 
@@ -144,6 +218,9 @@ def failure(error: Exception | ErrorBody, request: Request) -> Response:
     else:
         assert isinstance(error, QrafError)
         document = problem(error, request_id(request))
+    if isinstance(error, NotAuthenticated):
+        told = "" if type(error) is NotAuthenticated else ', error="invalid_token"'
+        headers["WWW-Authenticate"] = f'Bearer realm="qraf"{told}'
     wait_ms = document.get("retry_after_ms")
     if wait_ms is not None:
         headers["Retry-After"] = str(-(-int(wait_ms) // 1000))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
+from qraf.decode_frames import DecodeOpen, DecodeRounds
 from qraf.errors import InvalidRequest, LimitExceeded
 from qraf.frames import ClientFrame, Enhance, Hello, Ping, Recall, SessionOpen, Watch, Write
 from qraf.gateway.values import check_filter, check_number, check_value
@@ -14,6 +17,8 @@ __all__ = ["MAX_ID", "check_command"]
 MAX_ID = 128
 _YEAR_S = 366 * 86_400.0
 _MANY = 1_000_000
+_MAX_RESUMED = 64
+_KEY = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ID}}}")
 
 
 def check_command(frame: ClientFrame, limits: LimitSettings) -> None:
@@ -28,6 +33,7 @@ def check_command(frame: ClientFrame, limits: LimitSettings) -> None:
     match frame:
         case Hello():
             check_number(frame.coalesce_ms, "/coalesce_ms", 0, 100)
+            _resume(frame)
         case SessionOpen():
             _metadata(frame.metadata, "/metadata", limits)
             check_number(frame.ttl_s, "/ttl_s", 0.001, 100 * _YEAR_S)
@@ -47,8 +53,16 @@ def check_command(frame: ClientFrame, limits: LimitSettings) -> None:
             check_number(frame.route.deadline_ms, "/route/deadline_ms", 1, 600_000)
             if frame.generate is not False:
                 check_number(frame.generate.seed, "/generate/seed", -(2**31), 2**32 - 1)
+            if frame.key is not None and not _KEY.fullmatch(frame.key):
+                raise InvalidRequest(f"must have 1 to {MAX_ID} characters, none of them a control character", "/key")
             if frame.metrics is not None:
                 check_number(frame.metrics.every_ms, "/metrics/every_ms", 100, 3_600_000)
+        case DecodeOpen():
+            check_number(frame.shots, "/shots", 1, _MANY)
+            check_number(frame.window, "/window", 1, _MANY)
+            check_number(frame.commit, "/commit", 1, _MANY)
+        case DecodeRounds():
+            check_number(frame.rounds, "/rounds", 1, _MANY)
         case Watch():
             check_number(frame.every_ms, "/every_ms", 100, 3_600_000)
             if frame.topic not in ("network", "usage") and not (
@@ -57,6 +71,19 @@ def check_command(frame: ClientFrame, limits: LimitSettings) -> None:
                 raise InvalidRequest("must be `network`, `usage` or `session:ID`", "/topic")
         case _:
             pass
+
+
+def _resume(frame: Hello) -> None:
+    if len(frame.resume) > _MAX_RESUMED:
+        raise InvalidRequest(f"may name {_MAX_RESUMED} streams, but names {len(frame.resume)}", "/resume")
+    seen: set[str] = set()
+    for index, one in enumerate(frame.resume):
+        if max(len(one.stream), len(one.epoch)) > MAX_ID:
+            raise InvalidRequest(f"`stream` and `epoch` have at most {MAX_ID} characters", f"/resume/{index}")
+        if one.stream in seen:
+            raise InvalidRequest("a stream is named twice", f"/resume/{index}/stream")
+        check_number(one.after_seq, f"/resume/{index}/after_seq", 0, 2**53)
+        seen.add(one.stream)
 
 
 def _write(frame: Write, limits: LimitSettings) -> None:

@@ -1,13 +1,15 @@
 """The first thing that every HTTP request and WebSocket meets: who asks from where, a request id, and a last net.
 
-Without authentication the server is open to its own machine alone. A web page on that machine must not be a way in:
-`Host` must name loopback (DNS rebinding), and an `Origin`, where a browser sends one, must be loopback too (CSRF).
+A server on loopback answers to loopback names alone, so that no web page reaches it by a name of its own (DNS
+rebinding). An `Origin`, where a browser sends one, must be the server's own, one that the settings name, or, for a
+server on loopback, a page of this machine (CSRF); reading is left to the browser, which gives no page the answer.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
+import re
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,12 +17,18 @@ from urllib.parse import urlsplit
 import msgspec
 from ulid import ULID
 
-from qraf.errors import NotAllowed
+from qraf import logs
+from qraf.errors import NotAllowed, NotAuthenticated
+from qraf.gateway.loopback import is_loopback
 from qraf.gateway.metrics import GatewayMeters
 from qraf.gateway.problems import PROBLEM_JSON, problem
+from qraf.gateway.security.authority import Authority
+from qraf.gateway.security.keys import FRESH_S
+from qraf.gateway.security.principal import Principal
 from qraf.gateway.stream import Receive, Send
+from qraf.settings import GatewaySettings
 
-__all__ = ["Door", "is_loopback"]
+__all__ = ["Door"]
 
 log = logging.getLogger(__name__)
 
@@ -28,69 +36,114 @@ Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address, without port, is this machine's loopback.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("::1"), is_loopback("localhost.evil.example")
-    (True, True, True, False)
-    """
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Door:
     """ASGI middleware around everything else."""
 
-    def __init__(self, app: App, meters: GatewayMeters) -> None:
-        self._app, self._meters = app, meters
+    def __init__(self, app: App, meters: GatewayMeters, settings: GatewaySettings, authority: Authority) -> None:
+        self._app, self._meters, self._settings, self._authority = app, meters, settings, authority
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse strangers, name the request, and answer what nobody caught with a bare 500."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        request = f"req_{ULID()}"
+        request = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request
-        is_started = False
+        with logs.request(request):
+            await self._serve(scope, receive, send, request)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: str) -> None:
+        is_started, checked_at = False, time.monotonic()
+        began, status = checked_at, 0
 
         async def sending(event: MutableMapping[str, Any]) -> None:
-            nonlocal is_started
+            nonlocal is_started, checked_at, status
+            if event.get("more_body") and time.monotonic() - checked_at > FRESH_S:
+                checked_at = time.monotonic()
+                await self._check_still(scope["state"].get("principal"))
             if event["type"] == "http.response.start":
-                is_started = True
+                is_started, status = True, event["status"]
                 event["headers"] = [*event.get("headers", ()), (b"x-request-id", request.encode())]
                 self._meters.requests.labels(str(event["status"])).inc()
             await send(event)
 
-        fault = _stranger(scope)
+        fault = self._stranger(scope)
         if fault is not None:
+            address = scope["client"][0] if scope.get("client") else ""
+            action = f"{scope.get('method', 'WS')} {scope['path']}"
+            self._authority.audit.refused(None, action, fault, address=address, request=request)
             await _answer(scope, sending, fault, request)
             return
         try:
             await self._app(scope, receive, sending)
+        except _Gone as gone:
+            log.info("cut off: %s", gone)
+            raise
         except Exception as error:
-            log.exception("%s: %s %s failed", request, scope.get("method", "WS"), scope["path"])
+            log.exception("%s %s failed", scope.get("method", "WS"), _route(scope))
             if scope["type"] == "http" and not is_started:
                 await _answer(scope, sending, error, request)
             elif scope["type"] == "http":
                 raise  # in the middle of a body: the server cuts the connection, which is how the client learns
+        finally:
+            _note(scope, status, time.monotonic() - began)
+
+    def _stranger(self, scope: Scope) -> NotAllowed | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in (b"host", b"origin")}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        is_local = is_loopback(self._settings.host) and not self._settings.behind_proxy
+        if is_local and not is_loopback(_hostname(f"//{host}")):
+            return NotAllowed(f"a request for host '{host[:100]}'", "this server answers to loopback names only")
+        is_safe = scope["type"] == "http" and scope["method"] in _SAFE
+        if origin is None or is_safe or origin in self._settings.origins:
+            return None
+        if is_loopback(_hostname(origin)) if is_local else _netloc(origin) == host.lower():
+            return None
+        only = "only pages of this machine may" if is_local else "`gateway.origins` names the pages that may"
+        return NotAllowed(f"a request from a page of '{origin[:100]}'", only)
+
+    async def _check_still(self, who: Principal | None) -> None:
+        """Cut a long answer off when its reader's credential has expired or was revoked."""
+        if who is not None and (faults := await self._authority.refused((who,))):
+            raise _Gone(faults[who])
 
 
-def _stranger(scope: Scope) -> NotAllowed | None:
-    headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in (b"host", b"origin")}
-    host = headers.get(b"host", "")
-    if not is_loopback(_hostname(f"//{host}")):
-        return NotAllowed(f"a request for host '{host[:100]}'", "this server answers to loopback names only")
-    origin = headers.get(b"origin")
-    is_safe = scope["type"] == "http" and scope["method"] in _SAFE
-    if origin is not None and not is_safe and not is_loopback(_hostname(origin)):
-        return NotAllowed(f"a request from a page of '{origin[:100]}'", "only pages of this machine may")
-    return None
+def _request_id(scope: Scope) -> str:
+    """The id that the request brings, where it is a plain one, else a new one."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given.decode() if _ID.fullmatch(given) else f"req_{ULID()}"
+
+
+def _route(scope: Scope) -> str:
+    """The route as it is declared: what stands in a path or a query may be somebody's words."""
+    return str(getattr(scope.get("route"), "path", "-"))
+
+
+def _note(scope: Scope, status: int, seconds: float) -> None:
+    method, route = scope.get("method", "WS"), _route(scope)
+    level = logging.DEBUG if "/health" in route else logging.INFO
+    if log.isEnabledFor(level):
+        event = {"method": method, "route": route, "ms": round(1000 * seconds, 3)} | (
+            {"status": status} if status else {}
+        )
+        log.log(level, "served", extra=event)
+
+
+class _Gone(Exception):
+    """In the middle of a body: the server cuts the connection."""
+
+    def __init__(self, fault: NotAuthenticated) -> None:
+        super().__init__(str(fault))
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _hostname(url: str) -> str:

@@ -22,6 +22,7 @@ class GatewayMeters:
         self._frames = Counter("qraf_ws_frames", "Frames sent and received", ["type"], registry=registry)
         self.closes = Counter("qraf_ws_closes", "Connections ended by the server", ["code"], registry=registry)
         self.slow = Counter("qraf_ws_slow_reader", "What was done for slow readers", ["action"], registry=registry)
+        self.resumes = Counter("qraf_ws_resume", "Streams that clients came back to", ["result"], registry=registry)
         self.depth = Gauge("qraf_queue_depth", "Entries that wait in a queue", ["queue"], registry=registry)
         self.requests = Counter("qraf_http_requests", "HTTP requests by status", ["status"], registry=registry)
         info = Gauge("qraf_build_info", "1; the version is in the label", ["version"], registry=registry)

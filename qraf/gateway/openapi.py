@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from qraf.gateway.problems import PROBLEM_JSON
+from qraf.gateway.security.guard import PUBLIC, ROUTES
 
 __all__ = ["Problem", "operation", "serve_document"]
 
@@ -39,18 +40,18 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 def operation(
     *,
-    body: type | None = None,
+    body: type | tuple[type, ...] | None = None,
     example: Any = None,
     query: type[msgspec.Struct] | None = None,
     path: dict[str, str] | None = None,
-    answer: type | None = None,
+    answer: type | tuple[type, ...] | None = None,
     status: int = 200,
     media_type: str = "application/json",
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What FastAPI cannot see of a route: its body, query, path and answer, for `openapi_extra`.
 
-    `more` adds media types of the answer.
+    `more` adds media types of the answer. Several types for a body or an answer: one of them.
     """
     schema: dict[str, Any] = _ref(answer) if answer is not None else {"type": "object"}
     if media_type.startswith("text/"):
@@ -79,13 +80,30 @@ def serve_document(app: FastAPI, types: Iterable[type]) -> None:
             made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             _, components = msgspec.json.schema_components([*types, Problem], ref_template=_REF)
             made.setdefault("components", {}).setdefault("schemas", {}).update(components)
+            _secure(made)
             app.openapi_schema = made
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _ref(kind: type) -> dict[str, Any]:
+def _secure(document: dict[str, Any]) -> None:
+    """Say what each operation needs: a bearer credential and, as `x-qraf-scope`, a scope."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "an API key (`qraf_...`) or a JSON Web Token"}
+    }
+    rules = {(method.lower(), path.replace(":path}", "}")): scope for (method, path), scope in ROUTES.items()}
+    for path, methods in document["paths"].items():
+        for method, found in methods.items():
+            scope = rules[method, path]
+            found["security"] = [] if scope == PUBLIC else [{"bearer": []}]
+            if scope != PUBLIC:
+                found["x-qraf-scope"] = scope
+
+
+def _ref(kind: type | tuple[type, ...]) -> dict[str, Any]:
+    if isinstance(kind, tuple):
+        return {"oneOf": [_ref(one) for one in kind]}
     return {"$ref": _REF.format(name=kind.__name__)}
 
 

@@ -5,6 +5,7 @@ The facts of our own errors go out; of a foreign exception nothing does, it is l
 
 from __future__ import annotations
 
+import json
 import re
 from http import HTTPStatus
 from typing import Any, get_args
@@ -12,10 +13,13 @@ from typing import Any, get_args
 import msgspec
 
 from qraf import errors
+from qraf.code_orders import Basis, CodeName
 from qraf.errors import InvalidTopology, QrafError
 from qraf.frames import ErrorBody
 from qraf.records import Role
+from qraf.service_orders import Code
 from qraf.sessions.faults import error_body
+from qraf.state_orders import Channel, DType, Format, Into, Measure, StateOrder
 
 __all__ = [
     "CODES",
@@ -23,6 +27,7 @@ __all__ = [
     "decoding_fault",
     "error_body",
     "http_problem",
+    "not_finite",
     "problem",
     "problem_of_body",
     "status_of",
@@ -40,6 +45,19 @@ CODES: dict[str, tuple[int, str]] = {
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"(unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 _LONGEST = 400  # a client's own field names are not echoed at any length
+_NOT_FINITE = object()
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "role": get_args(Role),
+    "channel": get_args(Channel),
+    "format": get_args(Format),
+    "into": get_args(Into),
+    "dtype": get_args(DType),
+    "measures": get_args(Measure),
+    "code": get_args(Code),
+    "experiment/code": get_args(CodeName),
+    "experiment/basis": get_args(Basis),
+    "order/op": tuple(order.__struct_config__.tag for order in get_args(StateOrder)),
+}
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 
 
@@ -89,14 +107,36 @@ def decoding_fault(error: Exception) -> tuple[str, str]:
     detail, path = found["what"], found["path"] or ""
     if found["key"]:
         detail = f"{detail} as a key"
-    pointer = "".join(f"/{_escaped(name or index)}" for name, index in _STEP.findall(path))
+    # `[...]` stands for a key of a map that msgspec does not tell
+    pointer = "".join(f"/{_escaped(name or index)}" for name, index in _STEP.findall(path.replace("[...]", "")))
     field = _FIELD.search(detail)
     if field is not None:
         pointer += f"/{_escaped(field['name'])}"
         detail = f"unknown field `{field['name']}`" if field[1] == "unknown" else f"field `{field['name']}` is required"
-    if detail.startswith("Invalid enum value") and pointer.endswith("/role"):
-        detail += f"; there are {', '.join(get_args(Role))}"
+    if detail.startswith(("Invalid enum value", "Invalid value")):
+        # of the last names in the pointer; the last one alone may mean several things
+        *_, owner, name = ["", "", *(step for step in pointer.split("/") if not step.isdigit())]
+        choices = _CHOICES.get(f"{owner}/{name}") or _CHOICES.get(name)
+        if choices:
+            detail += f"; there are {', '.join(choices)}"
     return detail[:1].lower() + detail[1:_LONGEST], pointer[:_LONGEST]
+
+
+def not_finite(data: bytes) -> str | None:
+    """Where JSON that other encoders write holds NaN or Infinity, as a pointer; None when that is not its fault."""
+    try:
+        waiting: list[tuple[str, Any]] = [("", json.loads(data, parse_constant=lambda name: _NOT_FINITE))]
+    except (ValueError, RecursionError):
+        return None
+    while waiting:
+        pointer, value = waiting.pop()
+        if value is _NOT_FINITE:
+            return pointer[:_LONGEST]
+        if isinstance(value, dict):
+            waiting += [(f"{pointer}/{_escaped(str(key))}", inner) for key, inner in reversed(value.items())]
+        elif isinstance(value, list):
+            waiting += [(f"{pointer}/{place}", inner) for place, inner in reversed(list(enumerate(value)))]
+    return None
 
 
 def _escaped(name: str) -> str:

@@ -13,7 +13,15 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
-from qraf.errors import DuplicateId, InvalidRequest, ProtocolError, QrafError
+from qraf.errors import (
+    CredentialExpired,
+    DuplicateId,
+    InvalidRequest,
+    NotAllowed,
+    NotAuthenticated,
+    ProtocolError,
+    QrafError,
+)
 from qraf.frames import ClientFrame, ErrorBody, ErrorFrame, Hello, ServerFrame
 from qraf.gateway.commands import MAX_ID, check_command
 from qraf.gateway.problems import decoding_fault, error_body
@@ -29,6 +37,7 @@ __all__ = [
     "Event",
     "Refusal",
     "choose_subprotocol",
+    "close_of",
 ]
 
 MSGPACK, JSON = "qraf.v1+msgpack", "qraf.v1"
@@ -44,7 +53,11 @@ class Close:
     INTERNAL = 1011
     OVERLOAD = 1013
     SLOW_READER = 4008
+    SUPERSEDED = 4009
+    TOKEN_EXPIRED = 4010
     MALFORMED = 4400
+    NOT_AUTHENTICATED = 4401
+    FORBIDDEN = 4403
     NO_PROTOCOL = 4406
     HELLO_TIMEOUT = 4408
     TOO_LARGE = 4413
@@ -55,13 +68,31 @@ CLOSE_CODES = {
     1009: f"a message so large that it was not read to its end; see {Close.TOO_LARGE}",
     Close.INTERNAL: "an internal error, or no sign of life from the client",
     Close.OVERLOAD: "too many connections; try again later",
-    Close.SLOW_READER: "the client reads too slowly",
+    Close.SLOW_READER: "the client reads too slowly; its responses can be resumed",
+    Close.SUPERSEDED: "a newer connection, or a reader over HTTP, went on with a response of this one",
+    Close.TOKEN_EXPIRED: "the credential has expired; `auth.refresh` in time keeps a connection open",
+    Close.NOT_AUTHENTICATED: "no credential, or one that is wrong or revoked",
+    Close.FORBIDDEN: "a frame that this role may not send, or a ticket for pages of another origin",
     Close.MALFORMED: "a message that is no frame, is of the wrong kind, or comes before `hello`",
     Close.NO_PROTOCOL: "no common subprotocol",
     Close.HELLO_TIMEOUT: "no `hello` in time",
     Close.TOO_LARGE: "a frame over `max_frame_bytes`",
 }
 """Every close code that this version sends, and why."""
+
+
+def close_of(error: QrafError) -> int:
+    """The close code of an error that ends a connection."""
+    match error:
+        case CredentialExpired():
+            return Close.TOKEN_EXPIRED
+        case NotAuthenticated():
+            return Close.NOT_AUTHENTICATED
+        case NotAllowed():
+            return Close.FORBIDDEN
+        case ProtocolError(close=int(code)):
+            return code
+    return Close.OVERLOAD if error.retryable else Close.INTERNAL
 
 
 class Refusal(NamedTuple):
@@ -97,7 +128,7 @@ class Connection:
 
     >>> connection = Connection(JSON, LimitSettings())
     >>> connection.feed('{"type": "hello"}')
-    Hello(id='', client=ClientInfo(name='', version=''), coalesce_ms=15)
+    Hello(id='', client=ClientInfo(name='', version=''), coalesce_ms=15, resume=(), auth=None)
     >>> connection.feed('{"type": "ping", "id": "1", "now": true}').frame.error.pointer
     '/now'
     """

@@ -1,4 +1,4 @@
-"""A gateway's server: uvicorn inside the running loop, on loopback."""
+"""A gateway's server: uvicorn inside the running loop."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from qraf.errors import CannotListen, NotAllowed
+from qraf.errors import CannotListen, InvalidRequest, NotAllowed
 from qraf.gateway.app import create_app
-from qraf.gateway.door import is_loopback
+from qraf.gateway.loopback import is_loopback
 from qraf.sessions.service import Service
 from qraf.settings import Settings
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _LINGER_S = 2.0
 _STOP_S = 8
+_LOOK_S = 0.05
 # a frame over `max_frame_bytes` is told 4413 by the protocol; only one that is this much larger is cut off by the
 # transport with 1009, before it is read to its end
 _FRAME_SLACK = 16
@@ -43,15 +45,20 @@ class Server:
         """Listen; returns the URL.
 
         Raises:
-            NotAllowed: the host is not loopback.
+            NotAllowed: the host is not loopback, and there is no authentication or no TLS.
             CannotListen: the port is taken, or may not be used.
         """
         gateway = self.settings.gateway
+        has_tls = gateway.tls_cert is not None and gateway.tls_key is not None
         if not is_loopback(gateway.host):
-            raise NotAllowed(
-                f"listening on '{gateway.host}'",
-                "there is no authentication yet, so the server listens on loopback (127.0.0.1, ::1, localhost) alone",
-            )
+            what = f"listening on '{gateway.host}'"
+            if self.settings.auth.mode == "off":
+                raise NotAllowed(what, "without authentication only loopback may be: 127.0.0.1, ::1, localhost")
+            if not has_tls and not gateway.behind_proxy:
+                why = "it needs TLS (`--tls-cert` and `--tls-key`), or a proxy in front that has it (`--behind-proxy`)"
+                raise NotAllowed(what, why)
+        if (gateway.tls_cert is None) != (gateway.tls_key is None):
+            raise InvalidRequest("`tls_cert` and `tls_key` go together", "/gateway/tls_cert")
         listening = _listen(gateway.host, gateway.port)
         host, port = listening.getsockname()[:2]
         heartbeat_s = gateway.heartbeat_ms / 1000
@@ -66,6 +73,10 @@ class Server:
             ws_ping_timeout=max(1.0, limits.idle_timeout_s - heartbeat_s),
             lifespan="off",
             log_config=None,
+            ssl_certfile=gateway.tls_cert,
+            ssl_keyfile=None if gateway.tls_key is None else str(gateway.tls_key),
+            proxy_headers=gateway.behind_proxy,
+            forwarded_allow_ips=gateway.trusted_proxies,
             access_log=False,
             server_header=False,
             timeout_keep_alive=int(limits.idle_timeout_s),
@@ -78,8 +89,26 @@ class Server:
                 await self._task
                 raise CannotListen(gateway.host, gateway.port, "the server ended at once")
             await asyncio.sleep(0.005)
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if has_tls else "http"
+        self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         return self.url
+
+    async def drain(self) -> None:
+        """Start nothing new, and let what runs come to its end for up to `gateway.drain_s`; then `stop`. Cancel: safe.
+
+        New commands are refused as `not_ready`; a socket gets `goodbye` once nothing of it runs. Responses that nobody
+        reads are not waited for, because nobody can come back for them.
+        """
+        within_s, responses = self.settings.gateway.drain_s, self.service.responses
+        self.service.drain()
+        if self._task is None:
+            return
+        until = time.monotonic() + within_s
+        await self.app.state.gate.sockets.drain(within_s)
+        while time.monotonic() < until:
+            if all(one.left_at is not None for one in responses.all_running()):
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def stop(self) -> None:
         """Say goodbye to every connection (1001), cancel what still streams, and close the socket."""
@@ -88,6 +117,7 @@ class Server:
         await self.app.state.gate.sockets.close()
         self._uvicorn.should_exit = True
         await self._task
+        await self.app.state.gate.authority.close()
         self._uvicorn = None
 
 

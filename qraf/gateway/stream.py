@@ -11,9 +11,21 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, NamedTuple
 
+import msgspec
 from ulid import ULID
 
-from qraf.errors import LimitExceeded, NotAvailable, NotFound, QrafError
+from qraf.decode_frames import DecodeClose, DecodeOpen, DecodeRounds
+from qraf.errors import (
+    InvalidRequest,
+    LimitExceeded,
+    NotAllowed,
+    NotAuthenticated,
+    NotFound,
+    NotReady,
+    QrafError,
+    ReplayGone,
+    Superseded,
+)
 from qraf.frames import (
     Ack,
     AuthRefresh,
@@ -27,7 +39,10 @@ from qraf.frames import (
     Ping,
     Pong,
     Recall,
+    ResponseCreated,
     ResponseDelta,
+    Resume,
+    Resumed,
     ServerFrame,
     ServerInfo,
     SessionOpen,
@@ -36,13 +51,19 @@ from qraf.frames import (
     Welcome,
     Write,
 )
+from qraf.gateway.decoding import DecodePool, Decoding
 from qraf.gateway.metrics import GatewayMeters
 from qraf.gateway.outbox import Message, Outbox, SlowReader
 from qraf.gateway.problems import error_body
-from qraf.gateway.protocol import Close, Connection, Refusal
+from qraf.gateway.protocol import Close, Connection, Refusal, close_of
+from qraf.gateway.security.authority import Authority
+from qraf.gateway.security.guard import check_frame
+from qraf.gateway.security.principal import ANONYMOUS, Principal
 from qraf.gateway.watches import Usage, Watched, topic_for
-from qraf.sessions.responses import Response
-from qraf.sessions.service import Service
+from qraf.sessions.response import Reader
+from qraf.sessions.tenants import TenantService
+from qraf.state_frames import StateCommand, StateDone
+from qraf.times import format_time
 
 __all__ = ["Receive", "Send", "Stream"]
 
@@ -66,20 +87,44 @@ class Stream:
     """One accepted WebSocket. `run` once; `end` from anywhere, any number of times."""
 
     def __init__(
-        self, receive: Receive, send: Send, connection: Connection, service: Service, meters: GatewayMeters
+        self,
+        receive: Receive,
+        send: Send,
+        connection: Connection,
+        service: TenantService,
+        meters: GatewayMeters,
+        decoders: DecodePool,
+        authority: Authority,
+        who: Principal | QrafError | None,
+        address: str = "",
     ) -> None:
         limits = service.settings.limits
         self.id = f"con_{ULID()}"
         self.outbox = Outbox(limits.outbox_frames, limits.outbox_bytes)
         self._receive, self._send_event = receive, send
         self._connection, self._service, self._meters, self._limits = connection, service, meters, limits
+        self.who = None if isinstance(who, QrafError) else who
+        """Who is at the other end, once that is known."""
+        self._fault = who if isinstance(who, QrafError) else None
+        self._authority, self._address = authority, address
         self._coalesce_s = 0.0
         self._usage = Usage()
-        self._responses: dict[str, Response] = {}
+        self._readers: set[Reader] = set()
         self._idle = asyncio.Event()  # no response runs
         self._idle.set()
+        self._large = asyncio.Lock()
         self._early_cancels: dict[str, bool] = {}  # commands whose response is not made yet -> cancelled meanwhile
         self._watches: dict[str, Watched] = {}
+        self._decoding = Decoding(
+            decoders,
+            limits,
+            send=self._send,
+            answer=self._answer,
+            fail=self._fail,
+            own=self._own,
+            drained=self.outbox.drained,
+            count=service.whole.meters.corrections.labels("decoded").inc,
+        )
         self._opening: set[asyncio.Task[None]] = set()
         self._writes = self._commands = self._enhances = 0
         self._group: asyncio.TaskGroup | None = None
@@ -88,7 +133,7 @@ class Stream:
 
     # ------------------------------------------------------------------------------------------------ life
     async def run(self) -> None:
-        """Serve until one side ends it. Cancel: the running responses are cancelled, nothing is sent any more."""
+        """Serve until one side ends it. Its responses run on for a while, for a client that comes back."""
         timer = asyncio.get_running_loop().call_later(self._limits.hello_timeout_s, self._hello_is_late)
         end = _End(Close.INTERNAL, "internal error", can_flush=False)
         try:
@@ -106,8 +151,13 @@ class Stream:
                 await self._close(end)
         finally:
             timer.cancel()
-            for response in tuple(self._responses.values()):
-                response.cancel("disconnected")
+            for reader in tuple(self._readers):
+                reader.detach()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a command is not answered yet, or a response still streams."""
+        return bool(self._readers or self._opening or self._writes or self._commands or self._enhances)
 
     def end(self, code: int | None, reason: str, *, can_flush: bool = True) -> None:
         """End the connection; the first call counts."""
@@ -119,8 +169,8 @@ class Stream:
         if end.code is None or not end.can_flush:
             return
         if end.code == Close.GOING_AWAY:
-            for response in tuple(self._responses.values()):
-                response.cancel("shutdown")
+            for reader in tuple(self._readers):
+                reader.response.cancel("shutdown")
         try:
             async with asyncio.timeout(_FLUSH_S):
                 if end.code == Close.GOING_AWAY:
@@ -188,6 +238,9 @@ class Stream:
 
     # ------------------------------------------------------------------------------------------------ in
     async def _read(self) -> None:
+        if self._fault is not None:
+            self.refuse(self._fault, "hello")
+            return
         while True:
             event = await self._receive()
             if event["type"] == "websocket.disconnect":
@@ -204,14 +257,65 @@ class Stream:
                     return
             else:
                 self._meters.frame(str(command.__struct_config__.tag))
+                if not await self._may(command):
+                    return
                 self._start(command)
+
+    async def _may(self, command: ClientFrame) -> bool:
+        """Whether the other end may send this; where not, it is told and the connection ends."""
+        try:
+            if isinstance(command, Hello):
+                await self._identify(command)
+            check_frame(self.who or ANONYMOUS, command)
+        except QrafError as error:
+            self.refuse(error, str(command.__struct_config__.tag), command.id)
+            return False
+        return True
+
+    async def _identify(self, hello: Hello) -> None:
+        if hello.auth is not None:
+            who = await self._authority.of_credential(hello.auth)
+            if self.who is not None and (self.who.tenant, self.who.subject) != (who.tenant, who.subject):
+                raise NotAllowed("`hello.auth`", "the request that opened the socket was of another subject")
+            self.who = who
+        if self.who is None:
+            raise NotAuthenticated()
+        self._service = TenantService(self._service.whole, self.who.tenant)
+
+    async def _refresh(self, command: AuthRefresh) -> None:
+        try:
+            who = await self._authority.of_credential(command.token)
+            assert self.who is not None
+            if (self.who.tenant, self.who.subject) != (who.tenant, who.subject):
+                raise NotAllowed("`auth.refresh`", "the new credential is of another subject")
+        except NotAllowed as error:
+            self.refuse(error, "auth.refresh", command.id)
+        except Exception as error:
+            if isinstance(error, NotAuthenticated):
+                self._audit(error, "auth.refresh")
+            self._fail(command.id, error)
+        else:
+            self.who = who
+            self._answer(command.id, Ack(id=command.id, status="accepted"))
+
+    def refuse(self, error: QrafError, what: str, id: str = "") -> None:
+        """Say why the other end may not go on, and end the connection."""
+        if self._ended.done():
+            return
+        self._audit(error, what)
+        self._send(ErrorFrame(id=id, error=error_body(error)))
+        self.end(close_of(error), str(error))
+
+    def _audit(self, error: QrafError, what: str) -> None:
+        if isinstance(error, NotAuthenticated | NotAllowed):
+            self._authority.audit.refused(self.who, f"WS {what}", error, address=self._address, request=self.id)
 
     def _start(self, command: ClientFrame) -> None:
         try:
             match command:
                 case Hello():
                     self._coalesce_s = command.coalesce_ms / 1000
-                    self._send(self._welcome(command.id))
+                    self._greet(command)
                 case Ping():
                     self._answer(command.id, Pong(id=command.id))
                 case Cancel():
@@ -220,9 +324,13 @@ class Stream:
                     self._watch(command)
                 case Unwatch():
                     self._unwatch(command)
+                case DecodeOpen() | DecodeRounds() | DecodeClose():
+                    if isinstance(command, DecodeOpen):
+                        self._check_ready()
+                    self._decoding.take(command)
                 case AuthRefresh():
-                    raise NotAvailable("authentication")
-                case SessionOpen() | Recall() | Write() | Enhance():
+                    self._own(self._refresh(command))
+                case SessionOpen() | Recall() | Write() | Enhance() | StateCommand():
                     self._admit(command)
                     # what comes after a `session.open` waits for it, so a client need not
                     task = self._own(self._carry_out(command, tuple(self._opening)))
@@ -232,7 +340,13 @@ class Stream:
         except Exception as error:
             self._fail(command.id, error)
 
-    def _admit(self, command: SessionOpen | Recall | Write | Enhance) -> None:
+    def _check_ready(self) -> None:
+        state = self._service.whole.state
+        if state != "ready":
+            raise NotReady(state)
+
+    def _admit(self, command: SessionOpen | Recall | Write | Enhance | StateCommand) -> None:
+        self._check_ready()
         limits = self._limits
         if isinstance(command, Write):
             if self._writes >= limits.max_inflight_writes:
@@ -249,7 +363,7 @@ class Stream:
             self._commands += 1
 
     async def _carry_out(
-        self, command: SessionOpen | Recall | Write | Enhance, opening: tuple[asyncio.Task[None], ...]
+        self, command: SessionOpen | Recall | Write | Enhance | StateCommand, opening: tuple[asyncio.Task[None], ...]
     ) -> None:
         try:
             if opening:
@@ -264,6 +378,12 @@ class Stream:
                     done = await self._service.write(command)
                     self._usage.written_items += done.accepted
                     self._answer(command.id, done)
+                case StateCommand():
+                    answer = await self._state(command)
+                    # answers of many MiB go out one after the other, not as a slow reader's pile
+                    async with self._large:
+                        await self.outbox.drained()
+                        self._answer(command.id, answer)
                 case Enhance():
                     await self._enhance(command)
                     self._connection.settle(command.id)
@@ -278,31 +398,55 @@ class Stream:
             else:
                 self._commands -= 1
 
+    async def _state(self, command: StateCommand) -> StateDone:
+        try:
+            return StateDone(id=command.id, answer=await self._service.states.order(command.order))
+        except InvalidRequest as fault:
+            raise InvalidRequest(fault.detail, f"/order{fault.pointer}") from None
+
     # ------------------------------------------------------------------------------------------------ responses
     async def _enhance(self, command: Enhance) -> None:
         response = await self._service.enhance(command, owner=self.id)
-        self._responses[response.id] = response
-        self._idle.clear()
-        self._usage.responses += 1
         if self._early_cancels.pop(command.id, False):
             response.cancel()
+        if any(reader.response is response for reader in self._readers):
+            raise InvalidRequest("is that of a response that streams on this connection already", "/key")
+        self._usage.responses += 1
+        await self._read_on(response.attach(), command.id)
+
+    async def _read_on(self, reader: Reader, id: str = "") -> None:
+        """Send what a response emits; `id` is the command that asked for it on this connection."""
+        self._readers.add(reader)
+        self._idle.clear()
         try:
-            async for frame in response.frames():
+            async for frame in reader.frames():
+                if id and isinstance(frame, ResponseCreated) and frame.id != id:
+                    frame = msgspec.structs.replace(frame, id=id)  # started by an earlier command with the same key
                 self._send(frame)
                 if isinstance(frame, ResponseDelta):
                     self._usage.tokens += frame.tokens
                     # text that comes meanwhile is merged inside the response, and goes out as one delta
-                    if self._coalesce_s:
+                    if self._coalesce_s and not reader.is_behind:
                         await asyncio.sleep(self._coalesce_s)
                 if not self.outbox.is_empty:
                     if self._coalesce_s and isinstance(frame, ResponseDelta):
                         self._meters.slow.labels("merged").inc()
                     await self.outbox.drained()
+        except Superseded:
+            self.end(Close.SUPERSEDED, "a newer reader went on with a response of this connection")
+        except ReplayGone:
+            self._too_slow("frames that it had not read yet are no longer kept")
         finally:
-            response.cancel("disconnected")
-            del self._responses[response.id]
-            if not self._responses:
+            reader.detach()
+            self._readers.discard(reader)
+            if not self._readers:
                 self._idle.set()
+
+    async def _resumed(self, reader: Reader) -> None:
+        try:
+            await self._read_on(reader)
+        finally:
+            self._enhances -= 1
 
     def _cancel(self, command: Cancel) -> None:
         response = self._service.response(command.target, self.id)
@@ -386,13 +530,42 @@ class Stream:
         return self._connection.encode(frame)
 
     # ------------------------------------------------------------------------------------------------ hello
-    def _welcome(self, id: str) -> Welcome:
+    def _greet(self, hello: Hello) -> None:
+        """Welcome, with what became of the streams of an earlier connection; what they missed follows."""
+        resumed: list[Resumed] = []
+        readers: list[Reader] = []
+        for wanted in hello.resume:
+            reader = self._reader_of(wanted)
+            result: Any = "expired" if reader is None else reader.result
+            resumed.append(Resumed(stream=wanted.stream, result=result, epoch=self._service.epoch))
+            self._meters.resumes.labels(result).inc()
+            if reader is not None:
+                readers.append(reader)
+        self._send(self._welcome(hello.id, tuple(resumed)))
+        for reader in readers:
+            self._readers.add(reader)  # also one whose task ends before its first step is let go
+            self._enhances += 1
+            self._own(self._resumed(reader))
+
+    def _reader_of(self, wanted: Resume) -> Reader | None:
+        response = self._service.response(wanted.stream)
+        if response is None or (response.stream, response.epoch) != (wanted.stream, wanted.epoch):
+            return None
+        return response.attach(wanted.after_seq)
+
+    def _welcome(self, id: str, resumed: tuple[Resumed, ...]) -> Welcome:
         service, limits = self._service, self._limits
         return Welcome(
             id=id,
+            resumed=resumed,
             connection=self.id,
             server=ServerInfo(version=service.version),
             heartbeat_ms=service.settings.gateway.heartbeat_ms,
+            auth_expires_at=_expiry(self.who),
             limits=Limits(**{name: getattr(limits, name) for name in Limits.__struct_fields__}),
             topology=service.topology.name,
         )
+
+
+def _expiry(who: Principal | None) -> str | None:
+    return None if who is None or who.expires_at is None else format_time(who.expires_at)

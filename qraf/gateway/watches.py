@@ -12,7 +12,7 @@ from ulid import ULID
 from qraf.frames import Metrics, NetworkDelta, NetworkSnapshot, NodeView, ServerFrame, UsageFrame
 from qraf.gateway.outbox import Message
 from qraf.records import Figures
-from qraf.sessions.service import Service
+from qraf.sessions.tenants import TenantService
 
 __all__ = ["NetworkWatch", "SessionWatch", "Topic", "Usage", "UsageWatch", "Watched", "topic_for"]
 
@@ -56,7 +56,7 @@ class Watched:
         return self._encode(self.topic.frame())
 
 
-def topic_for(topic: str, service: Service, usage: Usage) -> Topic:
+def topic_for(topic: str, service: TenantService, usage: Usage) -> Topic:
     """The topic by its name in `watch` (which was checked)."""
     if topic == "network":
         return NetworkWatch(service)
@@ -68,7 +68,7 @@ def topic_for(topic: str, service: Service, usage: Usage) -> Topic:
 class NetworkWatch:
     """`network`: a snapshot, then the nodes that changed."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: TenantService) -> None:
         self.stream, self.skipped, self._seq = _stream(), 0, 0
         self._service = service
         self._sent: dict[str, NodeView] | None = None
@@ -99,7 +99,7 @@ class NetworkWatch:
 class SessionWatch:
     """`session:ID`: the figures of a session's state."""
 
-    def __init__(self, service: Service, session: str) -> None:
+    def __init__(self, service: TenantService, session: str) -> None:
         self.stream, self.skipped, self._seq = _stream(), 0, 0
         self._service, self._session = service, session
         self._sent: Figures | None = None

@@ -7,16 +7,18 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from ulid import ULID
 
 from qraf.errors import InvalidRequest, LimitExceeded, QrafError, RecalledNotAbsorbed
-from qraf.frames import Rejected, WireItem
+from qraf.frames import ItemWarning, Rejected, WireItem
 from qraf.sessions.faults import error_body
-from qraf.settings import LimitSettings
+from qraf.settings import LimitSettings, OnSecret
 from qraf.storage.records import Draft
 from qraf.storage.rows import encode_json
 from qraf.text.passages import passages
+from qraf.text.secrets import secrets_within
 from qraf.times import LATEST, parse_time
 
 __all__ = ["Drafted", "draft_items"]
@@ -31,9 +33,16 @@ class Drafted:
 
     drafts: list[Draft] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    warnings: list[ItemWarning] = field(default_factory=list)
 
 
-def draft_items(items: Sequence[WireItem], limits: LimitSettings, now: float, dim_of: Callable[[str], int]) -> Drafted:
+def draft_items(
+    items: Sequence[WireItem],
+    limits: LimitSettings,
+    now: float,
+    dim_of: Callable[[str], int],
+    on_secret: OnSecret = "warn",
+) -> Drafted:
     """Check each item by itself: one that is wrong is refused, with its place and why, and the others go on.
 
     A document becomes passages `ID#0`, `ID#1`, ...: the same text under the same id gives the same ids again. `dim_of`
@@ -42,12 +51,34 @@ def draft_items(items: Sequence[WireItem], limits: LimitSettings, now: float, di
     drafted = Drafted()
     for index, item in enumerate(items):
         try:
+            if item.item_id is None:
+                item = msgspec.structs.replace(item, item_id=f"itm_{ULID()}")
+            item, kinds = _without_secrets(item, f"/items/{index}", on_secret)
             drafts = _draft(item, f"/items/{index}", limits, now, dim_of)
         except QrafError as fault:
             drafted.rejected.append(Rejected(index=index, item_id=_shown(item.item_id), error=error_body(fault)))
         else:
             drafted.drafts += drafts
+            is_masked = on_secret == "mask"
+            drafted.warnings += [ItemWarning(item_id=item.item_id or "", kind=k, is_masked=is_masked) for k in kinds]
     return drafted
+
+
+def _without_secrets(item: WireItem, pointer: str, on_secret: OnSecret) -> tuple[WireItem, list[str]]:
+    """The item as it may be written, and the kinds of secrets that were in its text and metadata."""
+    if on_secret == "off":
+        return item, []
+    text, in_text = secrets_within(item.text)
+    metadata, in_metadata = secrets_within(item.metadata)
+    kinds = sorted({one.kind for one in in_text + in_metadata})
+    if kinds and on_secret == "refuse":
+        where = "text" if in_text else "metadata"
+        raise InvalidRequest(
+            f"holds what looks like a secret ({', '.join(kinds)}), and is not written", f"{pointer}/{where}"
+        )
+    if kinds and on_secret == "mask":
+        item = msgspec.structs.replace(item, text=text, metadata=metadata)
+    return item, kinds
 
 
 def _draft(
@@ -57,7 +88,7 @@ def _draft(
         raise RecalledNotAbsorbed("what was recalled is never absorbed again", f"{pointer}/role")
     if (item.text is None) == (item.amplitudes is None):
         raise InvalidRequest("an item has either `text` or `amplitudes`", pointer)
-    item_id = f"itm_{ULID()}" if item.item_id is None else item.item_id
+    item_id = item.item_id or ""
     if _ITEM_ID.fullmatch(item_id) is None:
         raise InvalidRequest("must be 1 to 200 characters without control characters", f"{pointer}/item_id")
     if item.speaker is not None and (_SPEAKER.fullmatch(item.speaker) is None or not item.speaker.strip()):

@@ -25,8 +25,9 @@ from qraf.records import Evidence, Figures
 from qraf.sessions.faults import error_body
 from qraf.sessions.meters import Meters
 from qraf.sessions.recall import Address, Measurement, Recaller, ahead_of, evidence_out, tokens_of
-from qraf.sessions.responses import Response
+from qraf.sessions.response import Response
 from qraf.sessions.write import Writer
+from qraf.tenants import plain
 from qraf.text.generator import Generator
 from qraf.text.prompt import build_messages
 from qraf.times import parse_time
@@ -81,7 +82,14 @@ class Enhancer:
         choice = request.generate
         wanted = choice.model if isinstance(choice, GenerateChoice) else None
         response.emit(
-            ResponseCreated(stream=stream, seq=0, id=response.command_id, response=response.id, model=wanted or "")
+            ResponseCreated(
+                stream=stream,
+                seq=0,
+                id=response.command_id,
+                response=response.id,
+                model=wanted or "",
+                epoch=response.epoch,
+            )
         )
         prompt = await recaller.prepare(request.prompt, address)
         route = await recaller.route(
@@ -102,7 +110,7 @@ class Enhancer:
                 not_visited=route.not_visited,
             )
         )
-        measurement = Measurement(prompt, route)
+        measurement = Measurement(prompt, route, key=response.id)
         ask = request.evidence
         answers = recaller.measure(
             measurement,
@@ -120,11 +128,13 @@ class Enhancer:
                     stream=stream,
                     seq=0,
                     node=answer.node,
-                    memory=answer.memory,
+                    memory=f"{answer.memory[:2]}{plain(answer.memory)}",
                     ms=answer.ms,
                     items_scanned=answer.items_scanned,
                     state=answer.figures,
                     error=answer.error,
+                    links=measurement.links(answer.node),
+                    arrived=measurement.fidelity(answer.node),
                 )
             )
         evidence, coverage = await recaller.evidence(
@@ -201,9 +211,11 @@ class Enhancer:
         )
 
     async def _remember(self, request: Enhance, answer: str) -> None:
-        items = [WireItem(text=request.prompt, role="user")]
+        # a command that is sent again, even to a server that has forgotten its key, must not be remembered twice
+        ids = (f"{request.key}.prompt", f"{request.key}.answer") if request.key else (None, None)
+        items = [WireItem(item_id=ids[0], text=request.prompt, role="user")]
         if answer.strip():
-            items.append(WireItem(text=answer, role="assistant"))
+            items.append(WireItem(item_id=ids[1], text=answer, role="assistant"))
         await self._writer.write(session=request.session, collection=None, items=tuple(items))
 
 

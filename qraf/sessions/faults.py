@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qraf.errors import QrafError
 from qraf.frames import ErrorBody
+from qraf.tenants import outside
 
 __all__ = ["error_body"]
 
@@ -12,6 +13,7 @@ _INTERNAL = ErrorBody(code="internal", title="Internal error", detail="an intern
 
 def error_body(error: BaseException) -> ErrorBody:
     """The facts of our own errors; of a foreign exception nothing, it is logged where it is caught."""
+    error = outside(error)
     if not isinstance(error, QrafError):
         return _INTERNAL
     return ErrorBody(

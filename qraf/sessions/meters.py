@@ -13,6 +13,8 @@ __all__ = ["Meters"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+_RATIOS = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
+
 
 class Meters:
     """One set of meters in a registry of its own, so that two services in a process do not collide."""
@@ -43,6 +45,9 @@ class Meters:
         self.routes = Counter("qraf_route_decisions", "Routes by outcome", ["outcome"], registry=registry)
         self.responses = Counter("qraf_responses", "Ended responses by status", ["status"], registry=registry)
         self.running = Gauge("qraf_responses_running", "Responses not ended yet", registry=registry)
+        self.unread = Gauge(
+            "qraf_responses_unread", "Running responses that nobody reads at the moment", registry=registry
+        )
         self.restarts = Gauge("qraf_host_restarts", "Restarts of hosts since the server started", registry=registry)
         self._bytes = Gauge("qraf_state_bytes", "Bytes held by the states of a node", ["node"], registry=registry)
         self._figures = {
@@ -56,6 +61,21 @@ class Meters:
             )
         }
         self._up = Gauge("qraf_node_up", "1 while the node answers", ["node"], registry=registry)
+        self.corrections = Counter(
+            "qraf_corrections",
+            "Corrected errors: damaged codes made anew (codes), expected ones of links that states crossed (link), "
+            "defects of matrices that were repaired (trace, hermiticity, negativity), decoded flips (decoded)",
+            ["kind"],
+            registry=registry,
+        )
+        self.quantize_infidelity = Histogram(
+            "qraf_quantize_infidelity_ratio",
+            "Mean infidelity of the rows or states of one order, for each code",
+            ["code"],
+            registry=registry,
+            buckets=_RATIOS,
+        )
+        self._corrected: dict[str, tuple[int, int]] = {}  # by node: the epoch and the count seen last
 
     def see(self, views: tuple[NodeView, ...]) -> None:
         """Take the gauges of the network from what the runtime last knew."""
@@ -64,5 +84,14 @@ class Meters:
             if view.role != "memory":
                 continue
             self._bytes.labels(view.node).set(view.bytes)
+            self._count_corrections(view)
             for name, gauge in self._figures.items():
                 gauge.labels(view.node).set(getattr(view.state, name))
+
+    def _count_corrections(self, view: NodeView) -> None:
+        """Add what is new of a node's own count, which starts again with every epoch of its host."""
+        epoch, seen = self._corrected.get(view.node, (view.epoch, 0))
+        if view.epoch != epoch or view.corrected < seen:
+            seen = 0
+        self.corrections.labels("codes").inc(view.corrected - seen)
+        self._corrected[view.node] = view.epoch, view.corrected

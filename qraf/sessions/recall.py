@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from qraf.actors.runtime import Runtime
 from qraf.clock import Clock
 from qraf.errors import InvalidRequest, NotFound
-from qraf.frames import EvidenceOut, RouteOut
+from qraf.frames import EvidenceOut, Hop, LinkOut, RouteOut
+from qraf.network.links import Crossing, cross, link_channels
 from qraf.network.placement import session_node
 from qraf.network.router import Router
 from qraf.network.topology import Topology
@@ -30,6 +34,7 @@ from qraf.records import (
 from qraf.sessions.meters import Meters
 from qraf.sessions.registry import Sessions
 from qraf.storage.journal import Journal
+from qraf.tenants import plain
 from qraf.text.lexicon import TOKENS_PER_WORD
 from qraf.text.prepare import prepare, prompt_text
 from qraf.times import format_time
@@ -61,12 +66,19 @@ class Address:
 
 @dataclass(slots=True)
 class Measurement:
-    """What a prompt's measurement gave so far."""
+    """What a prompt's measurement gave so far.
+
+    `key` decides, with the prompt and the link, what happens on noisy links; `arrived` has what did, by node: the
+    crossings on its path, and the fidelity of what it measures to what was sent.
+    """
 
     prompt: Prompt
     route: RouteOut
+    key: str = ""
     answers: list[NodeAnswer] = field(default_factory=list)
     late: dict[str, str] = field(default_factory=dict)
+    fault: Exception | None = None  # of a node that will not answer the next time either
+    arrived: dict[str, tuple[tuple[Crossing, ...], float]] = field(default_factory=dict)
 
     @property
     def mass(self) -> float:
@@ -85,6 +97,27 @@ class Measurement:
     def not_visited(self) -> dict[str, str]:
         """Nodes that were not asked, or did not answer, and why."""
         return {**self.route.not_visited, **self.late}
+
+    def links(self, node: str | None = None) -> tuple[LinkOut, ...]:
+        """What noisy links did on the way to a node, or on all ways, each once."""
+        ways = [self.arrived[node]] if node in self.arrived else [] if node is not None else self.arrived.values()
+        crossed = dict.fromkeys(one for crossings, _ in ways for one in crossings)
+        return tuple(
+            LinkOut(
+                source=one.source,
+                target=one.target,
+                errors=one.errors,
+                fidelity=one.fidelity,
+                lost=one.lost,
+                corrections=one.corrections,
+                w=one.w,
+            )
+            for one in crossed
+        )
+
+    def fidelity(self, node: str) -> float:
+        """The fidelity of the state that a node measures to the one that was sent."""
+        return self.arrived[node][1] if node in self.arrived else 1.0
 
 
 def choose(
@@ -119,8 +152,8 @@ def evidence_out(items: Sequence[Evidence]) -> tuple[EvidenceOut, ...]:
             probability=item.probability,
             score=item.score,
             text=item.text,
-            session=item.memory[2:] if item.memory.startswith("s/") else None,
-            collection=item.memory[2:] if item.memory.startswith("c/") else None,
+            session=plain(item.memory) if item.memory.startswith("s/") else None,
+            collection=plain(item.memory) if item.memory.startswith("c/") else None,
             speaker=item.speaker,
             role=item.role,
             at=format_time(item.at),
@@ -150,6 +183,10 @@ class Recaller:
         self._pooled_at = -_POOL_EVERY_S
         self._refreshing = asyncio.Lock()
 
+    async def sample_links(self, folder: Path) -> None:
+        """Sample the channels of the noisy links, or read those that were sampled before from the folder."""
+        self.router.channels = await asyncio.to_thread(link_channels, self._topology, folder)
+
     def address(self, session: str | None, collections: Sequence[str] | None) -> Address:
         """The memories that a session and collections name; `None` means every collection of the topology.
 
@@ -169,7 +206,7 @@ class Recaller:
                     NotFound("collection", name)
                     if collections is None
                     else InvalidRequest(
-                        f"no node holds a collection '{name}'; there are: "
+                        f"no node holds a collection '{plain(name)}'; there are: "
                         + (", ".join(sorted(self._topology.collections())) or "none"),
                         f"/collections/{index}",
                     )
@@ -268,8 +305,10 @@ class Recaller:
         answered by then, the first answer is waited for: late evidence is better than none.
         """
         query = RecallQuery(measurement.prompt, k=k, filter=filter, as_of=as_of, explain=explain)
-        asked = [hop.node for hop in measurement.route.hops if hop.measured]
-        visits = [Visit(node, key, query) for node in asked for key in address.memories.get(node, ())]
+        asked = [(hop.node, self._crossed(measurement, hop, query)) for hop in measurement.route.hops if hop.measured]
+        for link in measurement.links():
+            self._meters.corrections.labels("link").inc(link.corrections)
+        visits = [Visit(node, key, sent) for node, sent in asked for key in address.memories.get(node, ())]
         waiting = {(visit.node, visit.memory) for visit in visits}
         when = None if deadline_ms is None else asyncio.get_running_loop().time() + deadline_ms / 1000
         answers = self._runtime.recall(visits)
@@ -289,9 +328,22 @@ class Recaller:
                     waiting.discard((answer.node, answer.memory))
                     if answer.error:
                         measurement.late[answer.node] = answer.error
+                        measurement.fault = answer.fault or measurement.fault
                     else:
                         measurement.answers.append(answer)
                     yield answer
+
+    def _crossed(self, measurement: Measurement, hop: Hop, query: RecallQuery) -> RecallQuery:
+        """The query as it arrives at a node: its state goes over the links, words, names and dates cross exactly."""
+        channels, sent = self.router.channels, query.prompt.amplitudes
+        if not channels:
+            return query
+        arrived, crossings = cross(sent, pairwise(hop.path), channels, measurement.key)
+        if not crossings:
+            return query
+        overlap, norm = float(np.vdot(sent, arrived)), float(np.vdot(sent, sent))
+        measurement.arrived[hop.node] = crossings, min(1.0, (overlap / norm) ** 2) if norm > 0 else 0.0
+        return replace(query, prompt=replace(query.prompt, amplitudes=arrived))
 
     async def evidence(
         self,

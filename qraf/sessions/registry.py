@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import re
 from collections import OrderedDict
@@ -10,20 +11,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from ulid import ULID
 
 from qraf.clock import Clock
-from qraf.errors import InvalidRequest, SessionClosed, SessionNotFound
+from qraf.errors import InvalidRequest, SessionClosed, SessionNotFound, StorageFailed
 from qraf.network.placement import session_node
-from qraf.network.topology import Topology
+from qraf.network.topology import CODE_FIDELITY, Topology
+from qraf.records import MIN_BUDGET_BYTES
 from qraf.storage.journal import Journal
 from qraf.storage.records import SessionRecord
 from qraf.storage.rows import encode_json
+from qraf.tenants import DEFAULT_TENANT, check_tenant, plain, tenant_of
 
 __all__ = ["Sessions", "check_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}", re.ASCII)
 _MAX_TTL_S = 10 * 366 * 86_400.0
+_MAX_BUDGET_BYTES = 1 << 40
 _FRESH_S = 1.0  # how old a remembered record may be; what other gateways did is seen after this
 _MAX_RECORDS = 10_000
 _SPEAKERS_FRESH_S = 30.0  # what other gateways wrote is seen after this
@@ -60,8 +65,10 @@ class Sessions:
         metadata: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         create: bool = True,
+        bits: int | None = None,
+        budget_bytes: int | None = None,
     ) -> tuple[SessionRecord, bool]:
-        """Find a session or make it; the record, and whether it is new.
+        """Find a session or make it; the record, and whether it is new. `bits` and `budget_bytes` are a new one's.
 
         Without `session` a new one gets an id. `metadata` counts for a new one only; `ttl_s`, when given, for an old
         one too, and opening starts the time anew. A paused session is found and stays paused.
@@ -72,12 +79,14 @@ class Sessions:
             InvalidRequest: a name, metadata or a time to live that cannot be.
         """
         _check_ttl(ttl_s)
+        _check_memory(bits, budget_bytes)
         if session is None:
             if not create:
                 raise InvalidRequest("`create: false` needs the name of a session", "/session")
             session = f"ses_{ULID()}"
         else:
-            check_name(session, "/session")
+            check_tenant(tenant_of(session), "/session")
+            check_name(plain(session), "/session")
         metadata = dict(metadata or {})
         size = len(encode_json(metadata, "a session's metadata", "/metadata"))
         if size > self._max_metadata_bytes:
@@ -99,6 +108,8 @@ class Sessions:
                 ttl_s=ttl_s,
                 expires_at=None if ttl_s is None else now + ttl_s,
                 node_hint=self.home(session),
+                bits=bits,
+                budget_bytes=budget_bytes,
             )
             if await asyncio.to_thread(self._journal.create_session, record):
                 self._remember(record)
@@ -108,6 +119,8 @@ class Sessions:
     async def get(self, session: str) -> SessionRecord:
         """The record, expired or not; up to a second old where another gateway changed it.
 
+        While the journal does not answer: the record as it was known last.
+
         Raises:
             SessionNotFound: there is none.
         """
@@ -115,7 +128,12 @@ class Sessions:
         if known is not None and self._clock.monotonic() - known[0] < _FRESH_S:
             self._records.move_to_end(session)
             return known[1]
-        found = await self._load(session)
+        try:
+            found = await self._load(session)
+        except StorageFailed:
+            if known is not None:
+                return known[1]
+            raise
         if found is None:
             raise SessionNotFound(session)
         return found
@@ -133,9 +151,9 @@ class Sessions:
             raise SessionClosed(session, "it is paused")
         return record
 
-    async def list(self, cursor: str | None = None, limit: int = 50) -> _Page:
-        """A page of sessions, oldest first, and the cursor of the next one."""
-        return await asyncio.to_thread(self._journal.list_sessions, cursor, limit)
+    async def list(self, cursor: str | None = None, limit: int = 50, tenant: str = DEFAULT_TENANT) -> _Page:
+        """A page of a tenant's sessions, oldest first, and the cursor of the next one."""
+        return await asyncio.to_thread(self._journal.list_sessions, cursor, limit, tenant)
 
     async def pause(self, session: str) -> SessionRecord:
         """Refuse writes and prompts until it is resumed. Twice is harmless."""
@@ -146,6 +164,28 @@ class Sessions:
         record = await self._loaded(session)
         self._refuse_expired(record)
         return await self._update(msgspec.structs.replace(self._renewed(record, None), state="open"))
+
+    async def configure(
+        self, session: str, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+    ) -> tuple[SessionRecord, bool]:
+        """Say what precision and what byte budget the session's memory has; the record, and whether it changed.
+
+        None: what the node says. What is unset stays.
+
+        Raises:
+            SessionNotFound: there is none.
+            SessionClosed: it has expired.
+            InvalidRequest: no such precision, or a budget that is too small or too large.
+        """
+        record = await self._loaded(session)
+        self._refuse_expired(record)
+        changed = msgspec.structs.replace(
+            record,
+            bits=record.bits if bits is UNSET else bits,
+            budget_bytes=record.budget_bytes if budget_bytes is UNSET else budget_bytes,
+        )
+        _check_memory(changed.bits, changed.budget_bytes)
+        return (record, False) if changed == record else (await self._update(changed), True)
 
     async def delete(self, session: str) -> None:
         """Delete the session: from now on nothing is written to it. Its items are the journal's to drop.
@@ -169,12 +209,16 @@ class Sessions:
 
     # ------------------------------------------------------------------------------------------------------ speakers
     async def speakers(self, memory: str) -> tuple[str, ...]:
-        """Who speaks in a memory, by name; prompts are encoded without these names."""
+        """Who speaks in a memory, by name; prompts are encoded without these names.
+
+        While the journal does not answer: those known so far.
+        """
         known = self._known_speakers(memory)
         now = self._clock.monotonic()
         if known.loaded_at is None or now - known.loaded_at >= _SPEAKERS_FRESH_S:
-            known.add(await asyncio.to_thread(self._journal.speakers, memory))
-            known.loaded_at = now
+            with contextlib.suppress(StorageFailed):
+                known.add(await asyncio.to_thread(self._journal.speakers, memory))
+                known.loaded_at = now
         return known.names
 
     def note_speakers(self, memory: str, speakers: Iterable[str | None]) -> None:
@@ -242,6 +286,14 @@ class _Speakers:
         if new and len(self._found) < _MAX_SPEAKERS:
             self._found |= new
             self.names = tuple(sorted(self._found))
+
+
+def _check_memory(bits: int | None, budget_bytes: int | None) -> None:
+    if bits is not None and bits not in CODE_FIDELITY:
+        raise InvalidRequest(f"must be one of {', '.join(map(str, sorted(CODE_FIDELITY)))}, but is {bits}", "/bits")
+    if budget_bytes is not None and not MIN_BUDGET_BYTES <= budget_bytes <= _MAX_BUDGET_BYTES:
+        need = f"must be {MIN_BUDGET_BYTES} to {_MAX_BUDGET_BYTES} bytes"
+        raise InvalidRequest(f"{need}, but is {budget_bytes}", "/budget_bytes")
 
 
 def _check_ttl(ttl_s: float | None) -> None:

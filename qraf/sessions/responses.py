@@ -1,198 +1,65 @@
-"""One response: what it emits, in order, with exactly one end."""
+"""The running responses and the last ended ones, and for how long one that nobody reads goes on."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
-from typing import Any
+from collections import OrderedDict
 
-import msgspec
 from ulid import ULID
 
 from qraf.clock import Clock
 from qraf.errors import LimitExceeded
-from qraf.frames import ErrorBody, ResponseDelta, ResponseDone, ServerFrame, Usage
-from qraf.records import Figures
+from qraf.sessions.response import Response
+from qraf.sessions.rings import RingPool
+from qraf.settings import LimitSettings
 
-__all__ = ["Response", "Responses"]
-
-# Frames other than deltas that one response can emit before it ends are bounded by its route (one hop per memory
-# visited) and by the metrics' rate; metrics that wait are replaced, so this bound is a guard, not a policy.
-_MAX_WAITING = 4096
-
-
-class Response:
-    """A stream of stamped frames: `response.created` first, exactly one `response.done` last.
-
-    Deltas that wait for the reader are merged, metrics that wait are replaced by newer ones, and `seq` is given when a
-    frame leaves, so a slow reader sees fewer frames, no holes, and loses no text. One reader.
-    """
-
-    def __init__(self, command_id: str, owner: str, clock: Clock) -> None:
-        self.id = f"rsp_{ULID()}"
-        self.stream = f"str_{ULID()}"
-        self.command_id, self.owner = command_id, owner
-        self.created_at, self.ended_at = clock.now(), 0.0
-        self.status = "running"
-        self.finish_reason = ""
-        self.usage = Usage()
-        self.error: ErrorBody | None = None
-        self.cancel_reason = ""
-        self.task: asyncio.Task[None] | None = None
-        self._clock = clock
-        self._parts: list[str] = []
-        self._waiting: deque[ServerFrame | _Delta] = deque()
-        self._wake = asyncio.Event()
-        self._seq = 0
-        self._is_read = False
-
-    @property
-    def text(self) -> str:
-        """The text generated so far."""
-        if len(self._parts) > 1:
-            self._parts = ["".join(self._parts)]
-        return self._parts[0] if self._parts else ""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether `response.done` was emitted."""
-        return self.status != "running"
-
-    def emit(self, frame: ServerFrame) -> None:
-        """Add a frame (its `seq` is given later). After the end, nothing is added any more."""
-        if self.has_ended:
-            return
-        if type(frame).__name__ == "ResponseMetrics" and self._waiting and type(self._waiting[-1]) is type(frame):
-            self._waiting.pop()
-        if len(self._waiting) >= _MAX_WAITING:
-            raise LimitExceeded("frames of a response that wait to be read", _MAX_WAITING)
-        self._waiting.append(frame)
-        self._wake.set()
-
-    def delta(self, text: str, tokens: int) -> None:
-        """Add generated text; merged with what still waits."""
-        if self.has_ended or not text:
-            return
-        self._parts.append(text)
-        last = self._waiting[-1] if self._waiting else None
-        if isinstance(last, _Delta):
-            last.parts.append(text)
-            last.tokens += tokens
-        else:
-            self._waiting.append(_Delta(text, tokens))
-        self._wake.set()
-
-    def end(
-        self,
-        status: str,
-        finish_reason: str = "",
-        usage: Usage | None = None,
-        state: Figures | None = None,
-        error: ErrorBody | None = None,
-    ) -> None:
-        """Emit `response.done`, once; later calls change nothing."""
-        if self.has_ended:
-            return
-        self.usage, self.finish_reason, self.error = usage or self.usage, finish_reason, error
-        self._waiting.append(
-            ResponseDone(
-                stream=self.stream,
-                seq=0,
-                status=status,  # type: ignore[arg-type]
-                finish_reason=finish_reason,
-                usage=self.usage,
-                state=state or Figures(),
-                error=error,
-            )
-        )
-        self.status, self.ended_at = status, self._clock.now()
-        self._wake.set()
-
-    def cancel(self, reason: str = "cancelled") -> bool:
-        """Stop generating; the reader still gets what waits and the end. Harmless when late; returns whether it ran."""
-        if self.has_ended:
-            return False
-        self.cancel_reason = self.cancel_reason or reason
-        if self.task is not None:
-            self.task.cancel()
-        else:
-            self.end("cancelled", reason)
-        return True
-
-    async def frames(self) -> AsyncIterator[ServerFrame]:
-        """Yield the frames as they come, stamped; ends after `response.done`. Cancel: safe, no frame is lost."""
-        if self._is_read:
-            raise RuntimeError("a response has one reader")
-        self._is_read = True
-        while True:
-            while self._waiting:
-                frame = self._waiting.popleft()
-                self._seq += 1
-                if isinstance(frame, _Delta):
-                    yield ResponseDelta(
-                        stream=self.stream, seq=self._seq, text="".join(frame.parts), tokens=frame.tokens
-                    )
-                else:
-                    yield msgspec.structs.replace(frame, seq=self._seq)
-                    if isinstance(frame, ResponseDone):
-                        return
-            self._wake.clear()
-            if not self._waiting:
-                await self._wake.wait()
-
-    def snapshot(self) -> dict[str, Any]:
-        """The response as `GET /v1/responses/{id}` tells it."""
-        return {
-            "response": self.id,
-            "stream": self.stream,
-            "status": self.status,
-            "finish_reason": self.finish_reason,
-            "text": self.text,
-            "usage": msgspec.to_builtins(self.usage),
-            "error": msgspec.to_builtins(self.error),
-            "created_at": self.created_at,
-        }
-
-
-class _Delta:
-    __slots__ = ("parts", "tokens")
-
-    def __init__(self, text: str, tokens: int) -> None:
-        self.parts, self.tokens = [text], tokens
+__all__ = ["Responses"]
 
 
 class Responses:
-    """The running responses and the last ended ones, found by stream, id, or the owner's command id."""
+    """The responses of a gateway, found by stream, id, key, or the owner's command id.
 
-    def __init__(self, clock: Clock, *, max_running: int, max_kept: int, kept_s: float) -> None:
-        self._clock = clock
-        self._max_running, self._max_kept, self._kept_s = max_running, max_kept, kept_s
+    `epoch` is that of this life of the gateway: the streams of another one are not known here.
+    """
+
+    def __init__(self, clock: Clock, limits: LimitSettings) -> None:
+        self._clock, self._limits = clock, limits
+        self.epoch = str(ULID())[-16:].lower()
+        self._pool = RingPool(
+            max_frames=limits.ring_frames, group_bytes=limits.ring_session_bytes, total_bytes=limits.ring_bytes
+        )
         self._by_id: OrderedDict[str, Response] = OrderedDict()
         self._alias: dict[str, str] = {}
 
-    def create(self, command_id: str, owner: str) -> Response:
-        """Start a response.
+    def create(self, command_id: str, owner: str, *, session: str | None = None, key: str | None = None) -> Response:
+        """Start a response. What its ring holds counts for its session, or else for its owner.
 
         Raises:
             LimitExceeded: as many as allowed are running.
         """
         self.sweep()
-        running = self.running()
-        if running >= self._max_running:
-            raise LimitExceeded("max_running_responses", self._max_running, running + 1, retry_after_ms=1000)
-        response = Response(command_id, owner, self._clock)
+        most, running = self._limits.max_running_responses, self.running()
+        if running >= most:
+            raise LimitExceeded("max_running_responses", most, running + 1, retry_after_ms=1000)
+        group = f"o/{owner}" if session is None else f"s/{session}"
+        ring = self._pool.open(group)
+        response = Response(command_id, owner, self._clock, ring, key=key or "", epoch=self.epoch)
+        response.grace_s = self._limits.response_grace_s
         self._by_id[response.id] = response
-        self._alias[response.stream] = response.id
-        self._alias[f"{owner}\0{command_id}"] = response.id
+        for alias in _aliases(response):
+            self._alias[alias] = response.id
         return response
 
     def find(self, target: str, owner: str | None = None) -> Response | None:
-        """By response id, stream, or (with `owner`) command id."""
-        found = self._by_id.get(target) or self._by_id.get(self._alias.get(target, ""))
-        if found is None and owner is not None:
-            found = self._by_id.get(self._alias.get(f"{owner}\0{target}", ""))
-        return found
+        """By response id, stream, key, or (with `owner`) command id."""
+        for alias in (target, _key(target)):
+            found = self._by_id.get(alias) or self._by_id.get(self._alias.get(alias, ""))
+            if found is not None:
+                return found
+        return None if owner is None else self._by_id.get(self._alias.get(f"{owner}\0{target}", ""))
+
+    def of_key(self, key: str) -> Response | None:
+        """The response that was started with this key."""
+        return self._by_id.get(self._alias.get(_key(key), ""))
 
     def running(self) -> int:
         """How many have not ended."""
@@ -202,14 +69,45 @@ class Responses:
         """Those that have not ended."""
         return [r for r in self._by_id.values() if not r.has_ended]
 
+    def unread(self) -> list[Response]:
+        """Those that run though nobody reads, the ones left longest first."""
+        left = [r for r in self._by_id.values() if not r.has_ended and r.left_at is not None]
+        return sorted(left, key=lambda r: r.left_at or 0.0)
+
+    def reap(self) -> int:
+        """Cancel what nobody came back to in time, or what is too many; returns how many go on unread."""
+        now, unread = self._clock.monotonic(), self.unread()
+        excess = len(unread) - self._limits.max_unread_responses
+        stays = 0
+        for rank, response in enumerate(unread):
+            if rank < excess or now - (response.left_at or 0.0) >= response.grace_s:
+                response.cancel("disconnected")
+            else:
+                stays += 1
+        return stays
+
     def sweep(self) -> None:
-        """Let go of ended responses that are too old or too many."""
-        now = self._clock.now()
-        ended = [r for r in self._by_id.values() if r.has_ended]
-        excess = len(ended) - self._max_kept
-        for rank, response in enumerate(ended):
-            if rank < excess or now - response.ended_at > self._kept_s:
-                del self._by_id[response.id]
-                for alias in (response.stream, f"{response.owner}\0{response.command_id}"):
-                    if self._alias.get(alias) == response.id:
-                        del self._alias[alias]
+        """Let go of ended responses that are too old or too many, or whose texts are too long together."""
+        now, limits = self._clock.now(), self._limits
+        ended = [r for r in self._by_id.values() if r.has_ended and r.left_at is not None]
+        room = limits.kept_text_bytes
+        for rank, response in enumerate(reversed(ended)):
+            room -= response.length
+            if rank >= limits.kept_responses or room < 0 or now - response.ended_at > limits.kept_response_s:
+                self._drop(response)
+
+    def _drop(self, response: Response) -> None:
+        del self._by_id[response.id]
+        response.close()
+        for alias in _aliases(response):
+            if self._alias.get(alias) == response.id:
+                del self._alias[alias]
+
+
+def _aliases(response: Response) -> list[str]:
+    names = [response.stream, f"{response.owner}\0{response.command_id}"]
+    return [*names, _key(response.key)] if response.key else names
+
+
+def _key(key: str) -> str:
+    return f"\0k\0{key}"

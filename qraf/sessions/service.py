@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+from msgspec import UNSET, UnsetType
+
 from qraf import __version__
 from qraf.actors.runtime import Runtime
+from qraf.actors.services import InlineServices, Services
 from qraf.clock import Clock, SystemClock
-from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, NotFound, QrafError, SessionClosed
+from qraf.errors import InvalidRequest, NodeDown, NotFound, NotReady, QrafError, SealBroken, SessionClosed
 from qraf.filters import validate
 from qraf.frames import (
     Enhance,
@@ -30,12 +35,16 @@ from qraf.network.topology import Topology
 from qraf.records import Figures, Filter, ForgetReceipt, Item, collection_memory, session_memory
 from qraf.sessions.enhance import Enhancer
 from qraf.sessions.meters import Meters
+from qraf.sessions.orders import Orders
 from qraf.sessions.recall import Address, Measurement, Recaller, ahead_of, evidence_out
 from qraf.sessions.registry import Sessions
-from qraf.sessions.responses import Response, Responses
+from qraf.sessions.response import Response
+from qraf.sessions.responses import Responses
+from qraf.sessions.states import States
 from qraf.sessions.write import Writer
 from qraf.settings import Settings
 from qraf.storage.journal import Journal, SessionRecord
+from qraf.tenants import DEFAULT_TENANT
 from qraf.text.generator import Generator
 from qraf.times import parse_time
 
@@ -45,6 +54,8 @@ log = logging.getLogger(__name__)
 
 _KEEP_UP_S = 0.5
 _SWEEP_S = 5.0
+_REAP_S = 0.5
+_MOST_EXPIRED = 1000  # items that are forgotten at a time because their time is over
 
 
 class Service:
@@ -57,6 +68,7 @@ class Service:
         journal: Journal,
         runtime: Runtime,
         clock: Clock | None = None,
+        services: Services | None = None,
     ) -> None:
         clock = clock or SystemClock()
         self.settings, self.topology, self.clock = settings, topology, clock
@@ -64,39 +76,67 @@ class Service:
         self.meters = Meters()
         self.runtime, self.journal = runtime, journal
         self.sessions = Sessions(journal, topology, clock)
-        self.writer = Writer(settings.limits, journal, runtime, self.sessions, topology, clock)
-        self.recaller = Recaller(topology, runtime, self.sessions, journal, clock, self.meters)
-        self.enhancer = Enhancer(topology, self.recaller, self.writer, self._generator, clock, self.meters)
-        limits = settings.limits
-        self.responses = Responses(
-            clock,
-            max_running=limits.max_running_responses,
-            max_kept=limits.kept_responses,
-            kept_s=limits.kept_response_s,
+        self.states = States(journal, runtime)
+        self.writer = Writer(
+            settings.limits, journal, runtime, self.sessions, topology, clock, on_secret=settings.write.secrets
         )
+        self.recaller = Recaller(topology, runtime, self.sessions, journal, clock, self.meters)
+        self.orders = Orders(
+            settings.services,
+            services or InlineServices(settings.services),
+            runtime,
+            journal,
+            topology,
+            self.sessions,
+            clock,
+            self.meters,
+        )
+        self.enhancer = Enhancer(topology, self.recaller, self.writer, self._generator, clock, self.meters)
+        self.responses = Responses(clock, settings.limits)
         self._generators: dict[str, Generator] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._down_since: dict[str, float] = {}
-        self._state = "new"
+        self._state, self._state_since = "new", clock.now()
 
     # ------------------------------------------------------------------------------------------------ life
     async def start(self) -> None:
         """Start the runtime and what keeps this service up to date; returns when nodes answer."""
         if self._state != "new":
             raise RuntimeError(f"a service starts once; this one is {self._state}")
-        self._state = "starting"
+        self._enter("starting")
+        await self.recaller.sample_links(self.settings.data / "links")
         await self.runtime.start()
+        await self.states.establish(self.topology.states)
+        await self.orders.start()
         await self.writer.start()
         await self.recaller.refresh()
         self._own(self._keep_up(), "keep up")
         self._own(self._sweep(), "sweep")
-        self._state = "ready"
+        self._own(self._reap(), "reap")
+        if self.state == "starting":  # not told to drain meanwhile
+            self._enter("ready")
+
+    @property
+    def state(self) -> str:
+        """`new`, `starting`, `ready`, `draining`, `closing` or `closed`."""
+        return self._state
+
+    def drain(self) -> None:
+        """Start nothing new from now on: prompts are refused here, other commands by the gateway. What runs goes on.
+
+        Twice is harmless.
+        """
+        if self._state in ("new", "starting", "ready"):
+            self._enter("draining")
+
+    def _enter(self, state: str) -> None:
+        self._state, self._state_since = state, self.clock.now()
 
     async def close(self) -> None:
         """End the running responses, then everything else; what was acknowledged is in the journal."""
         if self._state in ("closing", "closed"):
             return
-        self._state = "closing"
+        self._enter("closing")
         for response in self.responses.all_running():
             response.cancel("shutdown")
         for task in tuple(self._tasks):
@@ -104,9 +144,10 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for generator in self._generators.values():
             await generator.aclose()
+        await self.orders.close()
         await self.writer.close()
         await self.runtime.close()
-        self._state = "closed"
+        self._enter("closed")
 
     def _own(self, work: Any, name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
@@ -127,11 +168,17 @@ class Service:
                 log.exception("keeping up failed")
             await asyncio.sleep(_KEEP_UP_S)
 
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(_REAP_S)
+            self.meters.unread.set(self.responses.reap())
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
             try:
                 self.responses.sweep()
+                self.orders.operations.sweep()
                 for session in await self.sessions.expired():
                     await self.delete_session(session)
                 await self._forget_expired()
@@ -139,11 +186,14 @@ class Service:
                 log.exception("the sweep failed")
 
     async def _forget_expired(self) -> None:
-        by_memory: dict[str, list[int]] = {}
-        for memory, seq in await asyncio.to_thread(self.journal.expired):
-            by_memory.setdefault(memory, []).append(seq)
-        for memory, seqs in by_memory.items():
-            await self._forget(memory, seqs)
+        while expired := await asyncio.to_thread(self.journal.expired, _MOST_EXPIRED):
+            by_memory: dict[str, list[int]] = {}
+            for memory, seq in expired:
+                by_memory.setdefault(memory, []).append(seq)
+            for memory, seqs in by_memory.items():
+                await self._forget(memory, seqs)
+            if len(expired) < _MOST_EXPIRED:
+                break
 
     def _note_health(self) -> None:
         now = self.clock.now()
@@ -155,7 +205,13 @@ class Service:
 
     def _generator(self, node: str) -> Generator:
         if node not in self._generators:
-            self._generators[node] = Generator(lambda: self.runtime.endpoint(node), self.settings.generator)
+            away = self.runtime.leases(node)
+            self._generators[node] = Generator(
+                lambda: self.runtime.endpoint(node),
+                self.settings.generator,
+                lease=None if away is None else away.lease,
+                slots=None if away is None else away.slots,
+            )
         return self._generators[node]
 
     # ------------------------------------------------------------------------------------------------ commands
@@ -167,9 +223,14 @@ class Service:
             SessionClosed: it is paused.
             InvalidRequest: a name, a ttl or metadata that cannot be.
         """
-        record, created = await self.sessions.open(request.session, request.metadata, request.ttl_s, request.create)
+        bits, budget_bytes = request.bits, request.budget_bytes
+        record, created = await self.sessions.open(
+            request.session, request.metadata, request.ttl_s, request.create, bits, budget_bytes
+        )
         if record.state == "paused":
             raise SessionClosed(record.id, "it is paused")
+        if not created and (bits is not None or budget_bytes is not None):
+            await self.configure_session(record.id, UNSET if bits is None else bits, budget_bytes or UNSET)
         node = session_node(self.topology, record.id)
         health = self.runtime.health.get(node)
         figures = Figures() if created else await self.runtime.figures(node, session_memory(record.id))
@@ -214,7 +275,7 @@ class Service:
         as_of = None if request.as_of is None else parse_time(request.as_of, "/as_of")
         prompt = await self.recaller.prepare(request.text, address)
         route = await self.recaller.route(prompt, address, max_visits=request.max_visits, explain=request.explain)
-        measurement = Measurement(prompt, route)
+        measurement = Measurement(prompt, route, key=request.id)
         async for _ in self.recaller.measure(
             measurement,
             address,
@@ -227,7 +288,7 @@ class Service:
             pass
         if not measurement.answers and measurement.late:
             node, why = next(iter(measurement.late.items()))
-            raise NodeDown(node, why)
+            raise measurement.fault or NodeDown(node, why)
         evidence, coverage = await self.recaller.evidence(measurement, k=request.k, token_budget=request.token_budget)
         return RecallDone(
             id=request.id,
@@ -235,17 +296,22 @@ class Service:
             coverage=coverage,
             route=self.recaller.settled(measurement),
             state=measurement.figures(request.session),
+            links=measurement.links(),
             ms=(self.clock.monotonic() - started) * 1000,
         )
 
     async def enhance(self, request: Enhance, owner: str) -> Response:
-        """Start a response; its frames follow from `Response.frames()`.
+        """Start a response, or find the one that was started with the same key; `Response.attach` reads it.
 
         Raises:
-            LimitExceeded: too many run. InvalidRequest, SessionNotFound, SessionClosed: nothing was started.
+            LimitExceeded: too many run. NotReady: the server starts or stops.
+            InvalidRequest, SessionNotFound, SessionClosed: nothing was started.
         """
+        started = self._started(request)
+        if started is not None:
+            return started
         if self._state != "ready":
-            raise LimitExceeded("responses while the server stops", 0, retry_after_ms=1000)
+            raise NotReady(self.state)
         self._check_text(request.prompt, "/prompt")
         self._check_k(request.evidence.k, "/evidence/k")
         _check_budget(request.evidence.token_budget, "/evidence/token_budget")
@@ -259,21 +325,33 @@ class Service:
         if request.session is not None:
             await self._session(request.session)
         address: Address = self.recaller.address(request.session, request.collections)
-        response = self.responses.create(request.id, owner)
+        started = self._started(request)  # the same command may have come twice meanwhile
+        if started is not None:
+            return started
+        response = self.responses.create(request.id, owner, session=request.session, key=request.key)
+        response.request = _digest(request) if request.key else b""
         task = self._own(self.enhancer.run(response, request, address), f"response {response.id}")
         response.task = task
         # a task that is cancelled before its first step runs no `finally`
         task.add_done_callback(lambda _: response.end("cancelled", response.cancel_reason or "cancelled"))
         return response
 
+    def _started(self, request: Enhance) -> Response | None:
+        found = None if request.key is None else self.responses.of_key(request.key)
+        if found is not None and found.request != _digest(request):
+            raise InvalidRequest("was used for another request already", "/key")
+        return found
+
     def response(self, target: str, owner: str | None = None) -> Response | None:
-        """A response by id, stream, or the owner's command id."""
+        """A response by id, stream, key, or the owner's command id."""
         return self.responses.find(target, owner)
 
     # ------------------------------------------------------------------------------------------------ sessions
-    async def list_sessions(self, cursor: str | None, limit: int) -> tuple[list[SessionRecord], str | None]:
-        """A page of sessions."""
-        return await self.sessions.list(cursor, limit)
+    async def list_sessions(
+        self, cursor: str | None, limit: int, tenant: str = DEFAULT_TENANT
+    ) -> tuple[list[SessionRecord], str | None]:
+        """A page of a tenant's sessions."""
+        return await self.sessions.list(cursor, limit, tenant)
 
     async def get_session(self, session: str) -> SessionRecord:
         """A session's record; raises SessionNotFound."""
@@ -287,17 +365,40 @@ class Service:
         """Accept writes and prompts again."""
         return await self.sessions.resume(session)
 
-    async def delete_session(self, session: str) -> ForgetReceipt:
-        """Forget everything of a session, then the session."""
-        await self.sessions.get(session)
+    async def configure_session(
+        self, session: str, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+    ) -> SessionRecord:
+        """Change the precision and the byte budget of a session's memory, and make the memory anew from the journal.
+
+        None: what the node says; what is unset stays. The old memory answers until the new one is there. A node that
+        is down does it when it comes back.
+        """
+        record, has_changed = await self.sessions.configure(session, bits, budget_bytes)
+        if has_changed:
+            memory = session_memory(session)
+            num_items = await asyncio.to_thread(self.journal.count, memory)
+            try:
+                await self.runtime.recode(session_node(self.topology, session), memory, num_items)
+            except NodeDown as error:
+                log.warning("the memory of session %s changes when its node is up: %s", session, error)
+            self.recaller.touch()
+        return record
+
+    async def delete_session(self, session: str, dry_run: bool = False) -> ForgetReceipt:
+        """Forget everything of a session, then the session; with `dry_run`, count its items only."""
+        with contextlib.suppress(SealBroken):  # what cannot be read can still be forgotten
+            await self.sessions.get(session)
         memory, node = session_memory(session), session_node(self.topology, session)
         before = Figures()
         with contextlib.suppress(QrafError):  # a node that is down must not keep a session from being forgotten
             before = await self.runtime.figures(node, memory)
+        if dry_run:
+            return ForgetReceipt(memory, await asyncio.to_thread(self.journal.count, memory), before, before)
         await self.sessions.delete(session)
         forgotten = await asyncio.to_thread(self.journal.drop_memory, memory)
         with contextlib.suppress(QrafError):
             await self.runtime.drop(node, memory)
+        self.recaller.touch()
         return ForgetReceipt(memory, forgotten, before, Figures())
 
     async def figures(self, session: str) -> Figures:
@@ -323,10 +424,17 @@ class Service:
         memory = await self._memory(session, collection)
         return await asyncio.to_thread(self.journal.page, memory, cursor, limit, filter)
 
-    async def delete_item(self, session: str | None, collection: str | None, item_id: str) -> ForgetReceipt:
-        """Forget one item; raises NotFound."""
+    async def delete_item(
+        self, session: str | None, collection: str | None, item_id: str, dry_run: bool = False
+    ) -> ForgetReceipt:
+        """Forget one item; with `dry_run`, see only whether it is there; raises NotFound."""
         item = await self.get_item(session, collection, item_id)
         memory = await self._memory(session, collection)
+        if dry_run:
+            name = memory[2:]
+            node = session_node(self.topology, name) if session is not None else item_node(self.topology, name, item_id)
+            figures = await self.runtime.figures(node, memory)
+            return ForgetReceipt(memory, 1, figures, figures)
         receipts = await self._forget(memory, [item.seq])
         return next(
             (receipt for receipt in receipts if receipt.forgotten), ForgetReceipt(memory, 1, Figures(), Figures())
@@ -365,11 +473,16 @@ class Service:
 
     # ------------------------------------------------------------------------------------------------ network
     async def route(
-        self, prompt: str, max_visits: int | None = None, explain: bool = False, session: str | None = None
+        self,
+        prompt: str,
+        max_visits: int | None = None,
+        explain: bool = False,
+        session: str | None = None,
+        collections: Sequence[str] | None = None,
     ) -> RouteOut:
-        """Where a prompt would go, without measuring anything."""
+        """Where a prompt would go, without measuring anything; `collections` left out: all of the topology."""
         self._check_text(prompt, "/prompt")
-        address = self.recaller.address(session, None)
+        address = self.recaller.address(session, collections)
         prepared = await self.recaller.prepare(prompt, address)
         return await self.recaller.route(prepared, address, max_visits=max_visits, explain=explain)
 
@@ -380,11 +493,32 @@ class Service:
     def health(self) -> dict[str, Any]:
         """Whether the server can do its work, and what is degraded since when."""
         self._note_health()
-        degraded = [
-            {"what": f"node {node}", "since": since, "detail": "down; it is being restarted"}
-            for node, since in sorted(self._down_since.items())
-        ]
-        return {"ready": self._state == "ready" and not degraded, "state": self._state, "degraded": degraded}
+        degraded: list[dict[str, Any]] = []
+        if self._state != "ready":
+            degraded.append({"what": "server", "since": self._state_since, "detail": self._state})
+        is_needed = False
+        for node, since in sorted(self._down_since.items()):
+            needed = self._is_needed(node)
+            detail = "down; it is being restarted" if needed else "down; others do its work meanwhile"
+            degraded.append({"what": f"node {node}", "since": since, "detail": detail})
+            is_needed |= needed
+        ready = self._state == "ready" and not is_needed
+        if (away := self.journal.away) is not None:  # recall works without it, so prompts may still be sent here
+            degraded.append({"what": "journal", "since": away.since, "detail": f"writes are refused: {away.reason}"})
+        broken = self.journal.broken
+        if stopped := max(len(broken), sum(view.stopped for view in self.runtime.views())):
+            since = min(broken.values(), default=self.clock.now())
+            detail = f"{stopped} memories are stopped: rows of theirs do not open; the log names them"
+            degraded.append({"what": "seals", "since": since, "detail": detail})
+        return {"ready": ready, "state": self._state, "degraded": degraded}
+
+    def _is_needed(self, node: str) -> bool:
+        """Whether work is left undone while this node is down: another generator can stand in, nothing else can."""
+        spec = self.topology.node(node)
+        if spec.role != "generator":
+            return True
+        others = (one.name for one in self.topology.generators() if one.name != node)
+        return all(other in self._down_since for other in others)
 
     # ------------------------------------------------------------------------------------------------ checks
     async def _session(self, session: str) -> SessionRecord:
@@ -443,3 +577,8 @@ class Service:
 def _check_budget(budget: int | None, pointer: str) -> None:
     if budget is not None and budget < 1:
         raise InvalidRequest(f"must be at least 1, but is {budget}", pointer)
+
+
+def _digest(request: Enhance) -> bytes:
+    """What a key stands for, in 16 bytes."""
+    return hashlib.blake2b(msgspec.msgpack.encode(msgspec.structs.replace(request, id="")), digest_size=16).digest()

@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager
 
 from qraf.clock import Clock
 from qraf.errors import InvalidRequest, LimitExceeded, NotFound, QrafError
-from qraf.frames import Rejected, WireItem, WriteDone
+from qraf.frames import WireItem, WriteDone
 from qraf.network.placement import item_node
 from qraf.network.topology import Topology
 from qraf.records import Figures, Item, collection_memory, session_memory
 from qraf.sessions.commits import Absorber, Batch, ByteBudget, Committer, Lanes, item_of
 from qraf.sessions.drafts import Drafted, draft_items
 from qraf.sessions.registry import Sessions
-from qraf.settings import LimitSettings
+from qraf.settings import LimitSettings, OnSecret
 from qraf.storage.journal import Journal
 from qraf.storage.records import Committed
 
@@ -48,10 +48,11 @@ class Writer:
         clock: Clock,
         *,
         patience_s: float = 20.0,
+        on_secret: OnSecret = "warn",
     ) -> None:
         self._limits, self._journal, self._runtime = limits, journal, runtime
         self._sessions, self._topology, self._clock = sessions, topology, clock
-        self._patience_s = patience_s
+        self._patience_s, self._on_secret = patience_s, on_secret
         self.budget = ByteBudget(limits.max_write_bytes_in_flight, limits.write_wait_ms)
         self._committer = Committer(journal, self._deliver)
         self._lanes = Lanes(runtime, patience_s)
@@ -122,7 +123,7 @@ class Writer:
                 self.budget.give(size)
                 raise
             batch = Batch(memory, session, drafted.drafts, asyncio.get_running_loop().create_future(), {})
-            task = asyncio.create_task(self._finish(id, batch, drafted.rejected, size), name=f"write {memory}")
+            task = asyncio.create_task(self._finish(id, batch, drafted, size), name=f"write {memory}")
             self._tasks.add(task)
             task.add_done_callback(self._done)
             if drafted.drafts:
@@ -161,9 +162,8 @@ class Writer:
         def dim_of(item_id: str) -> int:
             return self._topology.node(self._node(session, collection, item_id)).dim
 
-        if size < _LARGE:
-            return draft_items(items, self._limits, self._clock.now(), dim_of)
-        return await asyncio.to_thread(draft_items, items, self._limits, self._clock.now(), dim_of)
+        how = (items, self._limits, self._clock.now(), dim_of, self._on_secret)
+        return draft_items(*how) if size < _LARGE else await asyncio.to_thread(draft_items, *how)
 
     def _node(self, session: str | None, collection: str | None, item_id: str) -> str:
         if session is not None:
@@ -186,7 +186,7 @@ class Writer:
         self._absorbing[batch] = {node: self._lanes.put(node, batch.memory, items) for node, items in by_node.items()}
         self._sessions.note_speakers(batch.memory, (draft.speaker for draft in batch.drafts))
 
-    async def _finish(self, id: str, batch: Batch, rejected: Sequence[Rejected], size: int) -> WriteDone:
+    async def _finish(self, id: str, batch: Batch, drafted: Drafted, size: int) -> WriteDone:
         try:
             answer = await batch.committed
             absorbing = self._absorbing.pop(batch, {})
@@ -206,10 +206,11 @@ class Writer:
                 id=id,
                 accepted=len(fresh),
                 duplicates=len(answer) - len(fresh),
-                rejected=tuple(rejected),
+                rejected=tuple(drafted.rejected),
                 item_ids=tuple(one.item_id for one in fresh),
                 state_version=state.version,
                 state=state,
+                warnings=tuple(drafted.warnings),
             )
         finally:
             self.budget.give(size)

@@ -7,13 +7,15 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qraf.errors import NotFound
+from qraf.errors import InvalidRequest, NotFound, ReplayGone
 from qraf.frames import ClientInfo, Enhance, ErrorBody, EvidenceOut, Hop, RouteOut, Usage
 from qraf.gateway.bodies import answer, body_of, failure, gate, query, read, request_id, time_out, to_frame
 from qraf.gateway.openapi import operation
 from qraf.gateway.sse import EventStream, gather
+from qraf.gateway.values import check_number
 from qraf.records import Figures
-from qraf.sessions.responses import Response as Running
+from qraf.sessions.response import Reader
+from qraf.sessions.response import Response as Running
 
 __all__ = ["TYPES", "router"]
 
@@ -24,7 +26,8 @@ _SSE = (
     "event: response.delta\nid: 5\n"
     'data: {"type":"response.delta","stream":"str_01","seq":5,"text":"Nuts.","tokens":2}\n\n'
 )
-_RESPONSE = {"response": "the response's id, its stream, or its command's id"}
+_RESPONSE = {"response": "the response's id, its stream, or its key"}
+_MOST = 2**53
 
 
 class HopOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,10 +42,12 @@ class HopOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A response as it stands."""
+    """A response as it stands: `text` is what its frames up to `seq` hold."""
 
     response: str
     stream: str
+    epoch: str
+    seq: int
     status: str
     finish_reason: str
     text: str
@@ -67,6 +72,12 @@ class CancelOut(ResponseOut, frozen=True, kw_only=True):
     was_running: bool
 
 
+class EventsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The last `seq` that was seen; the header `Last-Event-ID` counts more."""
+
+    after_seq: int = 0
+
+
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """No query."""
 
@@ -86,21 +97,23 @@ TYPES = (EnhanceBody, EnhanceOut, ResponseOut, CancelOut, Hop, ClientInfo)
 async def enhance(request: Request) -> Response:
     """Prompt in, routed evidence and text out; with `stream: true` as server-sent events, one per frame.
 
-    Going away cancels the response: the model stops within one token.
+    A stream that breaks is resumed at `/responses/{response}/events`, or by the same body with the same `key`; both
+    take `Last-Event-ID`. A response runs on for a minute without a reader. Without `stream` and `key` nobody could come
+    back: then going away cancels it, and the model stops within one token.
     """
     gateway = gate(request)
     body = await read(request, EnhanceBody)
     frame = to_frame(Enhance, body, request)
+    after_seq = _last_event_id(request) or 0
+    if after_seq and (frame.key is None or gateway.service.response(frame.key) is None):
+        if frame.key is None:
+            raise InvalidRequest("`Last-Event-ID` needs the `key` that the response was started with", "/key")
+        raise ReplayGone(frame.key, after_seq)
     response = await gateway.service.enhance(frame, owner=request_id(request))
     if getattr(body, "stream", False):
-        settings = gateway.settings
-        return EventStream(
-            response,
-            coalesce_s=settings.gateway.coalesce_ms / 1000,
-            heartbeat_s=settings.gateway.heartbeat_ms / 1000,
-            send_timeout_s=settings.limits.send_timeout_s,
-        )
-    document = await gather(response, request.receive)
+        return _events(request, response, after_seq)
+    reader = _attach(response, 0)
+    document = await gather(reader, request.receive)
     if isinstance(document, ErrorBody):
         return failure(document, request)
     document["created_at"] = time_out(document["created_at"])
@@ -114,12 +127,64 @@ async def get_response(request: Request) -> Response:
     return answer(_snapshot(_find(request)))
 
 
+@router.get(
+    "/responses/{response}/events",
+    openapi_extra=operation(
+        path=_RESPONSE,
+        query=EventsQuery,
+        answer=ResponseOut,
+        media_type="text/event-stream",
+    ),
+)
+async def get_events(request: Request) -> Response:
+    """The frames of a response after `Last-Event-ID` or `after_seq`, as server-sent events; then those that come.
+
+    204 when the end was seen, so that an `EventSource` stops. 410 when what comes next is no longer kept: the response
+    itself has its whole text, and the `seq` to go on from. A reader supersedes the one before it.
+    """
+    asked = query(request, EventsQuery)
+    check_number(asked.after_seq, "/query/after_seq", 0, _MOST)
+    after_seq = _last_event_id(request)
+    return _events(request, _find(request), asked.after_seq if after_seq is None else after_seq)
+
+
 @router.post("/responses/{response}/cancel", openapi_extra=operation(path=_RESPONSE, answer=CancelOut))
 async def cancel_response(request: Request) -> Response:
     """Stop a response; harmless when late."""
     found = _find(request)
     was_running = found.cancel()
     return answer({**_snapshot(found), "was_running": was_running})
+
+
+def _events(request: Request, response: Running, after_seq: int) -> Response:
+    settings = gate(request).settings
+    reader = _attach(response, after_seq)
+    if reader.result == "done":
+        reader.detach()
+        return Response(status_code=204)
+    return EventStream(
+        reader,
+        coalesce_s=settings.gateway.coalesce_ms / 1000,
+        heartbeat_s=settings.gateway.heartbeat_ms / 1000,
+        send_timeout_s=settings.limits.send_timeout_s,
+    )
+
+
+def _attach(response: Running, after_seq: int) -> Reader:
+    reader = response.attach(after_seq)
+    if reader.result == "gap":
+        reader.detach()
+        raise ReplayGone(response.id, after_seq)
+    return reader
+
+
+def _last_event_id(request: Request) -> int | None:
+    told = request.headers.get("last-event-id", "")
+    if not told:
+        return None
+    if not (told.isascii() and told.isdigit() and int(told) <= _MOST):
+        raise InvalidRequest("`Last-Event-ID` must be the `id` of an event", "/header/last-event-id")
+    return int(told)
 
 
 def _find(request: Request) -> Running:

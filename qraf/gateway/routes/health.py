@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qraf.gateway.asyncapi import asyncapi
-from qraf.gateway.bodies import answer, gate, time_out
+from qraf.gateway.bodies import answer, gate, principal, time_out
 from qraf.gateway.metrics import CONTENT_TYPE, exposition
 from qraf.gateway.openapi import operation
 
@@ -30,7 +30,7 @@ class Degraded(msgspec.Struct, frozen=True):
 
 
 class HealthOut(msgspec.Struct, frozen=True, kw_only=True):
-    """How the server is. `ready`: it can do all its work."""
+    """How the server is. `ready`: it can do all its work. The rest is for operators, and empty for others."""
 
     ready: bool
     state: str
@@ -65,8 +65,8 @@ async def overall(request: Request) -> Response:
 async def get_metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
     gateway = gate(request)
-    gateway.service.meters.see(gateway.service.network())
-    text = exposition(gateway.service.meters.registry, gateway.meters, gateway.sockets.outboxes)
+    gateway.service.whole.meters.see(gateway.service.network())
+    text = exposition(gateway.service.whole.meters.registry, gateway.meters, gateway.sockets.outboxes)
     return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
 
@@ -86,7 +86,9 @@ async def get_openapi(request: Request) -> Response:
 
 def _report(request: Request) -> HealthOut:
     service = gate(request).service
-    found = service.health()
+    found = service.whole.health()
+    if not principal(request).may("network:operate"):
+        return HealthOut(ready=found["ready"], state=found.get("state", ""), version="", topology="", degraded=())
     degraded = tuple(Degraded(d["what"], time_out(d["since"]) or "", d["detail"]) for d in found["degraded"])
     return HealthOut(
         ready=found["ready"],

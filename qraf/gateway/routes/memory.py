@@ -48,6 +48,12 @@ class ListQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
     filter: str | None = None
 
 
+class DeleteQuery(WhereQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose memory: exactly one of the two; `dry_run` forgets nothing."""
+
+    dry_run: bool = False
+
+
 TYPES = (WriteBody, WriteDone, RecallBody, RecallDone, ForgetBody, ForgetOut, ItemOut, ItemPage, ReceiptOut)
 
 
@@ -117,11 +123,12 @@ async def get_item(request: Request) -> Response:
     return answer(_out(item, asked.session, asked.collection))
 
 
-@router.delete("/memory/{item_id:path}", openapi_extra=operation(path=_ITEM, query=WhereQuery, answer=ReceiptOut))
+@router.delete("/memory/{item_id:path}", openapi_extra=operation(path=_ITEM, query=DeleteQuery, answer=ReceiptOut))
 async def delete_item(request: Request) -> Response:
-    """Forget one item; the receipt has the figures before and after."""
-    asked = query(request, WhereQuery)
-    receipt = await gate(request).service.delete_item(asked.session, asked.collection, request.path_params["item_id"])
+    """Forget one item; the receipt has the figures before and after. With `dry_run` they are the same."""
+    asked = query(request, DeleteQuery)
+    item = request.path_params["item_id"]
+    receipt = await gate(request).service.delete_item(asked.session, asked.collection, item, asked.dry_run)
     return answer(ReceiptOut.of(receipt))
 
 

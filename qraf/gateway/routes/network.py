@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,9 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qraf.frames import RouteOut
-from qraf.gateway.bodies import answer, gate, query
+from qraf.gateway.bodies import answer, gate, principal, query
 from qraf.gateway.openapi import operation
 from qraf.gateway.values import check_number
+from qraf.network.links import LinkChannel
+from qraf.network.topology import LinkSpec
 from qraf.records import Figures
 
 __all__ = ["TYPES", "router"]
@@ -39,6 +42,7 @@ class NodeOut(msgspec.Struct, frozen=True, kw_only=True):
     sessions: bool
     collections: tuple[str, ...]
     capacity_bytes: int | None
+    budget_bytes: int | None
     half_life_s: float | None
     rank: int
     bits: int
@@ -52,6 +56,8 @@ class NodeOut(msgspec.Struct, frozen=True, kw_only=True):
     load: float
     latency_ms: float
     state: Figures
+    corrected: int
+    stopped: int
 
 
 class TopologyOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,14 +80,17 @@ TYPES = (RouteOut, TopologyOut, NodeOut)
 
 @router.get("/topology", openapi_extra=operation(answer=TopologyOut))
 async def get_topology(request: Request) -> Response:
-    """Hosts, nodes with what was last seen of them, links, and how prompts are routed."""
+    """Hosts, nodes with what was last seen of them (others than operators: `up` alone), links, and the routing."""
     service = gate(request).service
     topology = service.topology
     seen = {view.node: view for view in service.network()}
+    can_operate = principal(request).may("network:operate")
     nodes = []
     for spec in topology.nodes.values():
         view = seen.get(spec.name)
         live = msgspec.structs.asdict(view) if view is not None else {}
+        if not can_operate:  # the sums over all tenants are the operators'
+            live = {"up": live.get("up", False)}
         nodes.append(
             NodeOut(
                 node=spec.name,
@@ -101,7 +110,7 @@ async def get_topology(request: Request) -> Response:
             dim=topology.dim,
             hosts=tuple(dataclasses.asdict(host) for host in topology.hosts.values()),
             nodes=tuple(nodes),
-            links=tuple(dataclasses.asdict(link) for link in topology.links),
+            links=tuple(_link(link, service.whole.recaller.router.channels) for link in topology.links),
             routing=dataclasses.asdict(topology.routing),
         )
     )
@@ -116,7 +125,13 @@ async def get_route(request: Request) -> Response:
     return answer(route)
 
 
-_SPEC = ("sessions", "collections", "capacity_bytes", "half_life_s", "rank", "bits", "encoder", "model")
+def _link(link: LinkSpec, channels: Mapping[tuple[str, str], LinkChannel]) -> dict[str, Any]:
+    """A link as the operator wrote it, with the channel that a qubit meets on a noisy one."""
+    stated, channel = dataclasses.asdict(link), channels.get((link.source, link.target))
+    return stated | ({} if channel is None else {"channel": {**dataclasses.asdict(channel), "w": channel.w}})
+
+
+_SPEC = ("sessions", "collections", "capacity_bytes", "budget_bytes", "half_life_s", "rank", "bits", "encoder", "model")
 _LIVE: dict[str, Any] = {
     "up": False,
     "epoch": 0,
@@ -126,4 +141,6 @@ _LIVE: dict[str, Any] = {
     "load": 0.0,
     "latency_ms": 0.0,
     "state": Figures(),
+    "corrected": 0,
+    "stopped": 0,
 }

@@ -72,7 +72,10 @@ class ForgetOut(_Out, frozen=True, kw_only=True):
 
 
 class SessionOut(_Out, frozen=True, kw_only=True):
-    """A session. `status` tells whether it takes writes and prompts; `state` has the figures of a single one."""
+    """A session. `status` tells whether it takes writes and prompts; `state` has the figures of a single one.
+
+    `bits` and `budget_bytes` are the session's own; null: what its node says.
+    """
 
     session: str
     status: Literal["open", "paused"]
@@ -82,6 +85,8 @@ class SessionOut(_Out, frozen=True, kw_only=True):
     metadata: dict[str, Any]
     node: str
     state: Figures | None = None
+    bits: int | None = None
+    budget_bytes: int | None = None
 
     @classmethod
     def of(cls, record: SessionRecord, node: str, state: Figures | None = None) -> Self:
@@ -95,6 +100,8 @@ class SessionOut(_Out, frozen=True, kw_only=True):
             metadata=record.metadata,
             node=node,
             state=state,
+            bits=record.bits,
+            budget_bytes=record.budget_bytes,
         )
 
 

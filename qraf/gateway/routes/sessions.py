@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -10,7 +12,6 @@ from qraf.frames import SessionOpen, SessionOpened
 from qraf.gateway.bodies import PageQuery, answer, body_of, gate, query, read, to_frame
 from qraf.gateway.openapi import operation
 from qraf.gateway.routes.records import ReceiptOut, SessionOut, SessionPage
-from qraf.network.placement import session_node
 from qraf.storage.records import SessionRecord
 
 __all__ = ["TYPES", "router"]
@@ -18,7 +19,22 @@ __all__ = ["TYPES", "router"]
 router = APIRouter(tags=["sessions"])
 
 SessionBody = body_of(SessionOpen, "SessionBody")
-TYPES = (SessionBody, SessionOpened, SessionOut, SessionPage, ReceiptOut)
+
+
+class SessionChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of a session's memory changes. Null: as its node says; what is left out stays."""
+
+    bits: int | UnsetType | None = UNSET
+    budget_bytes: int | UnsetType | None = UNSET
+
+
+class EraseQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`dry_run` erases nothing."""
+
+    dry_run: bool = False
+
+
+TYPES = (SessionBody, SessionChange, SessionOpened, SessionOut, SessionPage, ReceiptOut)
 _SESSION = {"session": "the session's id"}
 
 
@@ -55,10 +71,29 @@ async def get_session(request: Request) -> Response:
     return answer(SessionOut.of(record, _node(request, record), figures), headers={"ETag": etag})
 
 
-@router.delete("/sessions/{session}", openapi_extra=operation(path=_SESSION, answer=ReceiptOut))
+@router.patch(
+    "/sessions/{session}",
+    openapi_extra=operation(
+        path=_SESSION, body=SessionChange, answer=SessionOut, example={"bits": 2, "budget_bytes": 65536}
+    ),
+)
+async def configure_session(request: Request) -> Response:
+    """Change the bits and the byte budget of a session's memory; it is coded anew from the journal and answers on."""
+    service, session = gate(request).service, request.path_params["session"]
+    change = await read(request, SessionChange)
+    record = await service.configure_session(session, change.bits, change.budget_bytes)
+    figures = await service.figures(session)
+    etag = f'"{figures.version}"'
+    return answer(SessionOut.of(record, _node(request, record), figures), headers={"ETag": etag})
+
+
+@router.delete("/sessions/{session}", openapi_extra=operation(path=_SESSION, query=EraseQuery, answer=ReceiptOut))
 async def delete_session(request: Request) -> Response:
-    """Erase a session and everything that it remembers."""
-    return answer(ReceiptOut.of(await gate(request).service.delete_session(request.path_params["session"])))
+    """Erase a session and everything that it remembers; with `dry_run`, count its items only."""
+    asked = query(request, EraseQuery)
+    return answer(
+        ReceiptOut.of(await gate(request).service.delete_session(request.path_params["session"], asked.dry_run))
+    )
 
 
 @router.post("/sessions/{session}/pause", openapi_extra=operation(path=_SESSION, answer=SessionOut))
@@ -76,4 +111,4 @@ async def resume_session(request: Request) -> Response:
 
 
 def _node(request: Request, record: SessionRecord) -> str:
-    return session_node(gate(request).service.topology, record.id)
+    return gate(request).service.home(record.id)
