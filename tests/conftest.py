@@ -20,4 +20,5 @@ from hypothesis import settings  # noqa: E402
 # a machine under load is slow, not wrong; CI tries the same examples every time, everybody else new ones
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("quick", deadline=None, max_examples=20)  # for `make quick`
 settings.load_profile("ci" if os.environ.get("CI") else "default")

@@ -79,7 +79,8 @@ class OpenAIServer:
     def __exit__(self, *exc: object) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(5)
+            self._thread.join(15)
+            assert not self._thread.is_alive(), "it still answers"
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

@@ -178,7 +178,7 @@ def test_serve_reports_a_bad_topology(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"), [("--runtime", "nowhere", "runtime.kind"), ("--host", "0.0.0.0", "loopback")]
+    ("option", "value", "said"), [("--runtime", "nowhere", "runtime.kind"), ("--host", "0.0.0.0", "--behind-proxy")]
 )
 def test_serve_refuses_what_it_cannot_be(tmp_path: Path, option: str, value: str, said: str) -> None:
     result = call("serve", option, value, "--data", str(tmp_path), "--json")

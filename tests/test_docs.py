@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -61,5 +62,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.mark.parametrize(("place", "program"), programs(), ids=[place for place, _ in programs()])
 def test_programs_run(place: str, program: str, server: Served) -> None:
     program = program.replace("127.0.0.1:8642", server.url.removeprefix("http://"))
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "QRAF_API_KEY": server.bearer.removeprefix("Bearer ")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert ran.returncode == 0, ran.stderr

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from qraf.errors import NodeDown, QrafError
+from qraf.errors import NodeDown, QrafError, VersionConflict
+from qraf.network.placement import state_host
 from qraf.records import NodeAnswer
+from qraf.state_orders import Measured, Preparation, StateEvolve, StateMeasure, StatePrepare, StateViews, Step
 from qraf.storage.journal import Journal
 from tests.actors import samples
 from tests.actors.samples import FACTS, commit, visit
@@ -131,3 +133,38 @@ async def test_when_every_host_is_killed_again_and_again_it_comes_back(runtime: 
         assert (await ask(runtime, "s/dan")).items_scanned == len(FACTS)
         assert len(await runtime.encode(["prompt"])) == 1
     assert runtime.restarts == {host: count + 2 for host, count in restarts.items()}
+
+
+async def test_a_killed_host_loses_no_change_of_a_state_and_makes_none_twice(
+    runtime: RayRuntime, journal: Journal
+) -> None:
+    made = await runtime.states(StatePrepare(states=(Preparation(named="plus:1"),) * 4))
+    assert isinstance(made, StateViews)
+    ids = [view.id for view in made.states]
+    flip = Step(channel="pauli", probabilities={"Z": 0.01})
+    acknowledged: dict[str, int] = dict.fromkeys(ids, 1)
+
+    async def change(state: str) -> None:
+        while acknowledged[state] < 41:
+            order = StateEvolve(ids=(state,), steps=(flip,), versions=(acknowledged[state],))
+            try:
+                answer = await runtime.states(order)
+                assert isinstance(answer, StateViews)
+                assert answer.states[0].version == acknowledged[state] + 1
+                acknowledged[state] += 1
+            except NodeDown:  # it may have been made
+                await asyncio.sleep(0.05)
+            except VersionConflict as conflict:  # so it was
+                acknowledged[state] = conflict.now
+
+    changes = [asyncio.create_task(change(state)) for state in ids]
+    await until(lambda: sum(acknowledged.values()) >= 12)
+    os.kill(runtime._reports[state_host(runtime.topology.hosts, ids[0])].pid, signal.SIGKILL)
+    assert sum(acknowledged.values()) < 4 * 41
+    seen = await runtime.states(StateMeasure(ids=(ids[0],), basis="X"))  # another host answers meanwhile
+    assert isinstance(seen, Measured)
+    await asyncio.gather(*changes)
+    assert set(journal.states.versions(ids).values()) == {41}
+    found = await runtime.states(StateMeasure(ids=tuple(ids), paulis={"X": 1.0}))
+    assert isinstance(found, Measured)
+    assert [one.mean for one in found.results] == pytest.approx([0.98**40] * 4, abs=1e-12)

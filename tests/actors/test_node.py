@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from qraf.actors.node import Node
 from qraf.errors import InvalidRequest, LimitExceeded, NotFound
 from qraf.network.placement import item_node
+from qraf.states.sketch import Sketch
 from qraf.storage.journal import Journal
 from qraf.storage.records import Draft
 from tests.actors.samples import DIM, FACTS, commit, query, topology
@@ -231,3 +232,11 @@ def test_many_threads_lose_nothing(journal: Journal) -> None:
     assert faults == []
     assert node.figures("s/ann") == make(journal).figures("s/ann")
     assert node.figures("s/ann").items == 40
+
+
+def test_the_sketch_of_a_memory_is_handed_out_as_a_packet(journal: Journal) -> None:
+    node = make(journal)
+    figures = node.absorb("s/ann", commit(journal, "s/ann", FACTS))
+    assert Sketch.from_bytes(node.sketch("s/ann")).rows == figures.items == len(FACTS)
+    assert node.sketch("s/nobody") == b""
+    assert node.sketch("c/notes") == b""  # not this node's

@@ -14,11 +14,24 @@ import pytest_asyncio
 
 from qraf.actors.hosted import HostedRuntime
 from qraf.actors.runtime import LocalRuntime, Runtime
-from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, NotFound
+from qraf.actors.services import InlineServices
+from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, NotFound, VersionConflict
 from qraf.network.placement import item_node
 from qraf.records import Item
+from qraf.service_orders import Nearest, NearestStates, Repair, Repaired
+from qraf.state_orders import (
+    Compared,
+    Preparation,
+    StateCompare,
+    StateDelete,
+    StateEvolve,
+    StateMeasure,
+    StatePrepare,
+    StateViews,
+    Step,
+)
 from qraf.states.sketch import Sketch
-from qraf.storage.journal import Journal
+from qraf.storage.journal import Journal, SessionRecord
 from tests.actors import samples
 from tests.actors.samples import DIM, FACTS, commit, visit
 from tests.encoders import HashEncoder
@@ -131,6 +144,19 @@ async def test_forgetting_reaches_the_node(world: World) -> None:
     assert (await world.runtime.figures("desk", "s/forget")).items == 0
 
 
+async def test_a_memory_is_coded_anew_with_what_its_session_says_now(world: World) -> None:
+    await world.write("s/thin", list(FACTS))
+    plain = await world.runtime.figures("desk", "s/thin")
+    record = SessionRecord(id="thin", created_at=1.0, bits=1, budget_bytes=8192)
+    await asyncio.to_thread(world.journal.put_session, record)
+    thin = await world.runtime.recode("desk", "s/thin", len(FACTS))
+    assert (thin.bits, thin.budget_bytes, thin.tiers) == (1, 8192, {"1": len(FACTS), "evicted": 0})
+    assert (thin.version > plain.version, thin.fidelity < plain.fidelity) == (True, True)
+    answers = [answer async for answer in world.runtime.recall([visit("desk", "s/thin", FACTS[2], k=1)])]
+    [best] = answers[0].evidence
+    assert (await asyncio.to_thread(world.journal.fetch, [best.seq]))[best.seq].text == FACTS[2]
+
+
 async def test_advertisements_come_once_and_the_pooled_state_holds_everything(world: World) -> None:
     await world.runtime.advertisements()
     await world.write("s/ad", list(FACTS), prefix="ad")
@@ -202,3 +228,40 @@ async def test_calls_that_wait_are_bounded(tmp_path: Path) -> None:
     assert [type(one) for one in results] == [np.ndarray] * 4 + [LimitExceeded] * 3  # two wait for each of two hosts
     await runtime.close()
     journal.close()
+
+
+async def test_states_are_made_changed_and_refused_by_hosts(world: World) -> None:
+    made = await world.runtime.states(StatePrepare(states=(Preparation(named="bell"), Preparation(text="hello"))))
+    assert isinstance(made, StateViews)
+    pair, text = made.states
+    assert text.d == DIM
+    damp = Step(channel="amplitude_damping", gamma=0.3, subsystems=(0,))
+    orders = [StateEvolve(ids=(pair.id,), steps=(damp,), versions=(1,)) for _ in range(4)]
+    answers = await asyncio.gather(*map(world.runtime.states, orders), return_exceptions=True)
+    assert sum(isinstance(answer, StateViews) for answer in answers) == 1
+    assert sum(isinstance(answer, VersionConflict) for answer in answers) == 3
+    compared = await world.runtime.states(StateCompare(pairs=((pair.id, Preparation(named="bell")),)))
+    assert isinstance(compared, Compared)
+    assert compared.results[0].fidelity == pytest.approx(0.8433300132670378)
+    with pytest.raises(InvalidRequest) as caught:
+        await world.runtime.states(StateMeasure(ids=(pair.id,), basis="Z"))
+    assert caught.value.pointer == "/basis"
+    with pytest.raises(NotFound):
+        await world.runtime.states(StateDelete(ids=("st_none",)))
+    assert set(world.journal.states.versions([pair.id, text.id]).values()) == {1, 2}
+
+
+async def test_services_work_in_a_host_each_order_with_its_own_answer(world: World) -> None:
+    services = InlineServices(send=world.runtime.work)
+    answers = await asyncio.gather(
+        services.call("optimization", Nearest(matrices=([1.25, 0.0], [0.0, -0.25]))),
+        services.call("optimization", Nearest(matrices=([1.0, 2.0],))),
+        services.call("correction", Repair(matrices=([1.25, 0.0], [0.0, -0.25]))),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[0], NearestStates)
+    assert isinstance(answers[1], InvalidRequest)
+    assert answers[1].pointer == "/matrices"
+    assert isinstance(answers[2], Repaired)
+    assert {one.place for one in await services.status()} == {"host"}
+    await services.close()

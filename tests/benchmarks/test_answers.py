@@ -31,9 +31,10 @@ def test_gap_is_the_share_of_the_way_to_the_gold_evidence() -> None:
     assert low <= result["gap"]["qraf"] <= high
 
 
-def test_long_answers_weigh_by_their_tokens() -> None:
+def test_every_question_counts_once_and_pooled_every_token() -> None:
     result = _result([measured(closed=8, gold=2, length=2), measured(closed=10, gold=4, length=4)])
-    assert (result["bits"]["closed"], result["bits"]["gold"]) == (3.0, 1.0)
+    assert (result["bits"]["closed"], result["bits"]["gold"]) == (3.25, 1.0)
+    assert (result["pooled"]["bits"]["closed"], result["pooled"]["bits"]["gold"]) == (3.0, 1.0)
 
 
 def test_choice_counts_the_gold_answer_where_it_gains_most() -> None:
@@ -45,7 +46,7 @@ def test_choice_counts_the_gold_answer_where_it_gains_most() -> None:
 def test_evidence_stays_within_the_tokens_and_in_rank_order() -> None:
     cost = {"a": 4, "b": 5, "c": 1}
     assert _within(["a", "b", "c"], cost, 9) == ["a", "b"]
-    assert _within(["a", "b", "c"], cost, 8) == ["a"]
+    assert _within(["a", "b", "c"], cost, 8) == ["a", "c"]
     assert _within(["b"], cost, 4) == []
 
 

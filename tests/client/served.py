@@ -12,7 +12,7 @@ from qraf.actors.runtime import LocalRuntime
 from qraf.gateway.server import Server
 from qraf.network.loader import load
 from qraf.sessions.service import Service
-from qraf.settings import GatewaySettings, Settings
+from qraf.settings import AuthSettings, GatewaySettings, Settings
 from qraf.storage.journal import Journal
 from tests.encoders import HashEncoder
 from tests.openai_server import OpenAIServer
@@ -21,7 +21,7 @@ LAB = Path(__file__).parent.parent.parent / "topologies" / "lab.yaml"
 
 
 async def _serve(model: OpenAIServer, data: Path, ready: threading.Event, stop: asyncio.Event, urls: list[str]) -> None:
-    settings = Settings(topology=LAB, data=data, gateway=GatewaySettings(port=0))
+    settings = Settings(topology=LAB, data=data, gateway=GatewaySettings(port=0), auth=AuthSettings(mode="off"))
     topology = load(LAB)
     journal = Journal.open(settings.journal())
     runtime = LocalRuntime(

@@ -40,7 +40,7 @@ async def test_response_streams_in_both_framings(framing: str) -> None:
 
 
 async def test_texts_yield_only_the_generated_text() -> None:
-    async with scripted(enhance=answer) as server, qraf.connect(server.url) as q:
+    async with scripted(enhance=answer) as server, qraf.connect(server.url, reconnect=False) as q:
         assert [piece async for piece in q.enhance("hi").texts()] == ["Hello", ", ", "world"]
         done = await q.enhance("hi").result()
         assert done.status == "completed"
@@ -54,7 +54,7 @@ async def test_leaving_the_loop_cancels_at_the_server() -> None:
             await peer.send(make("response.delta", text="x"))
             await asyncio.sleep(0.001)
 
-    async with scripted(enhance=endless) as server, qraf.connect(server.url) as q:
+    async with scripted(enhance=endless) as server, qraf.connect(server.url, reconnect=False) as q:
         async for frame in q.enhance("hi"):
             if isinstance(frame, ResponseDelta):
                 break
@@ -68,7 +68,7 @@ async def test_closing_the_client_cancels_what_streams() -> None:
         await peer.send(created(stamped("st_9"), frame))
 
     async with scripted(enhance=begin) as server:
-        async with qraf.connect(server.url) as q:
+        async with qraf.connect(server.url, reconnect=False) as q:
             frames = aiter(q.enhance("hi"))
             await anext(frames)
         (cancel,) = await server.wait_for("cancel")
@@ -81,7 +81,7 @@ async def test_refused_command_is_a_server_error() -> None:
     async def refuse(peer: Peer, frame: Frame) -> None:
         await peer.send(error(frame["id"], "session_not_found", pointer="/session"))
 
-    async with scripted(enhance=refuse, session_open=refuse) as server, qraf.connect(server.url) as q:
+    async with scripted(enhance=refuse, session_open=refuse) as server, qraf.connect(server.url, reconnect=False) as q:
         with pytest.raises(ServerError) as failed:
             await q.open_session("nowhere", create=False)
         assert (failed.value.error_code, failed.value.pointer) == ("session_not_found", "/session")
@@ -98,7 +98,7 @@ async def test_failed_response_ends_and_result_raises() -> None:
         body = {"code": "engine_failed", "title": "t", "detail": "gone", "retryable": True}
         await peer.send(make("response.done", status="failed", error=body))
 
-    async with scripted(enhance=fail) as server, qraf.connect(server.url) as q:
+    async with scripted(enhance=fail) as server, qraf.connect(server.url, reconnect=False) as q:
         response = q.enhance("hi")
         kinds = [type(frame).__name__ async for frame in response]
         assert kinds == ["ResponseCreated", "ResponseDone"]
@@ -111,7 +111,7 @@ async def test_every_waiting_call_ends_when_the_server_dies() -> None:
         await peer.send(created(stamped("st_1"), frame))
 
     script = scripted(enhance=begin, recall=silence, session_open=silence, watch=silence)
-    async with script as server, qraf.connect(server.url) as q:
+    async with script as server, qraf.connect(server.url, reconnect=False) as q:
 
         async def follow() -> None:
             async for _ in q.watch():
@@ -135,7 +135,10 @@ async def test_every_waiting_call_ends_when_the_server_dies() -> None:
 
 
 async def test_silent_server_is_taken_for_lost() -> None:
-    async with scripted(ping=silence, recall=silence) as server, qraf.connect(server.url, heartbeat_s=0.1) as q:
+    async with (
+        scripted(ping=silence, recall=silence) as server,
+        qraf.connect(server.url, heartbeat_s=0.1, reconnect=False) as q,
+    ):
         with pytest.raises(ConnectionLost, match="silent"):
             await q.recall("x", collections=["a"])
 
@@ -154,7 +157,7 @@ async def test_close_code_and_last_fault_are_told() -> None:
         await peer.send(error("", "protocol"))
         await peer.ws.close(4413)
 
-    async with scripted(recall=shut) as server, qraf.connect(server.url) as q:
+    async with scripted(recall=shut) as server, qraf.connect(server.url, reconnect=False) as q:
         with pytest.raises(ConnectionLost, match=r"frame too large.*detail of protocol") as lost:
             await q.recall("x", collections=["a"])
         assert lost.value.close == 4413
@@ -174,7 +177,7 @@ async def test_slow_reader_loses_no_text_and_delays_nobody() -> None:
     async def fast(peer: Peer, frame: Frame) -> None:
         await answer(peer, frame, tuple(text))
 
-    async with scripted(enhance=fast) as server, qraf.connect(server.url) as q:
+    async with scripted(enhance=fast) as server, qraf.connect(server.url, reconnect=False) as q:
         slow = q.enhance("slow")
         frames = aiter(slow)
         await anext(frames)
@@ -187,7 +190,7 @@ async def test_slow_reader_loses_no_text_and_delays_nobody() -> None:
 
 
 async def test_response_is_read_once() -> None:
-    async with scripted(enhance=answer) as server, qraf.connect(server.url) as q:
+    async with scripted(enhance=answer) as server, qraf.connect(server.url, reconnect=False) as q:
         async with q.enhance("hi") as response:
             assert [piece async for piece in response.texts()]
         with pytest.raises(InvalidRequest, match="read once"):
@@ -203,7 +206,7 @@ async def test_watch_gives_snapshot_then_deltas_and_unwatches() -> None:
         for items in range(5):
             await peer.send(make("network.delta", nodes=[node | {"items": items}]))
 
-    async with scripted(watch=watch) as server, qraf.connect(server.url) as q:
+    async with scripted(watch=watch) as server, qraf.connect(server.url, reconnect=False) as q:
         seen = []
         async for frame in q.watch("network", every_ms=100):
             seen.append(frame)
@@ -218,7 +221,7 @@ async def test_watch_gives_snapshot_then_deltas_and_unwatches() -> None:
 
 
 async def test_cancelled_call_leaves_the_connection_usable() -> None:
-    async with scripted(recall=silence) as server, qraf.connect(server.url) as q:
+    async with scripted(recall=silence) as server, qraf.connect(server.url, reconnect=False) as q:
         call = asyncio.create_task(q.recall("x", collections=["a"]))
         await server.wait_for("recall")
         call.cancel()
@@ -228,7 +231,7 @@ async def test_cancelled_call_leaves_the_connection_usable() -> None:
 
 
 async def test_bad_choices_are_refused_before_they_are_sent() -> None:
-    async with scripted() as server, qraf.connect(server.url) as q:
+    async with scripted() as server, qraf.connect(server.url, reconnect=False) as q:
         with pytest.raises(InvalidRequest, match="/generate"):
             q.enhance("hi", generate={"max_token": 3})
         with pytest.raises(InvalidRequest, match="/items/0"):
@@ -241,7 +244,7 @@ async def test_bad_choices_are_refused_before_they_are_sent() -> None:
 async def test_item_of_a_wire_item_keeps_its_fields() -> None:
     from tests.client.scripted import write_done
 
-    async with scripted(write=write_done) as server, qraf.connect(server.url) as q:
+    async with scripted(write=write_done) as server, qraf.connect(server.url, reconnect=False) as q:
         await q.write(WireItem(text="hi", speaker="Ann", role="assistant", at=3.0), session="s")
         (item,) = server.of("write")[0]["items"]
         assert item == item | {"text": "hi", "speaker": "Ann", "role": "assistant", "at": 3.0}

@@ -80,7 +80,7 @@ def test_sync_writer_and_write(server: ScriptedServer) -> None:
 
 def test_sync_client_does_not_hang(server: ScriptedServer) -> None:
     before = threading.active_count()
-    with qraf.connect_sync(server.url) as q, pytest.raises(ConnectionLost):
+    with qraf.connect_sync(server.url, reconnect=False) as q, pytest.raises(ConnectionLost):
         q.recall("x", collections=["a"])
     with pytest.raises(InvalidRequest, match="closed"):
         q.ping()

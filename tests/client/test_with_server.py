@@ -34,6 +34,25 @@ async def test_write_recall_enhance(url: str) -> None:
         assert (await q.response(response.id))["text"] == "It is Pixel."
 
 
+async def test_a_session_is_configured(url: str) -> None:
+    async with qraf.connect(url) as q:
+        await q.open_session("small", bits=8, budget_bytes=100_000)
+        done = await q.write(["The parrot is called Pixel."], session="small")
+        assert (done.state.bits, done.state.budget_bytes, done.state.tiers["8"]) == (8, 100_000, 1)
+        changed = await q.configure_session("small", bits=1)
+        assert (changed["bits"], changed["budget_bytes"], changed["state"]["tiers"]["1"]) == (1, 100_000, 1)
+        changed = await q.configure_session("small", bits=None, budget_bytes=None)
+        assert (changed["bits"], changed["budget_bytes"], changed["state"]["bits"]) == (None, None, 4)
+
+    def twin() -> None:
+        with qraf.connect_sync(url) as q:
+            assert q.open_session("small", bits=2).state.tiers == {"2": 1, "1": 0, "evicted": 0}
+            assert q.configure_session("small", budget_bytes=8192)["state"]["budget_bytes"] == 8192
+            assert q.sessions.configure("small", bits=4)["state"]["tiers"]["4"] == 1
+
+    await asyncio.to_thread(twin)
+
+
 async def test_same_items_again_change_nothing(url: str) -> None:
     items = [{"item_id": f"i{number}", "text": f"line {number}"} for number in range(70)]
     async with qraf.connect(url) as q:

@@ -128,6 +128,6 @@ async def test_lost_connection_ends_the_writer() -> None:
             for number in range(1000):
                 await writer.add(f"{number}")
 
-    async with scripted(write=die) as server, qraf.connect(server.url) as q:
+    async with scripted(write=die) as server, qraf.connect(server.url, reconnect=False) as q:
         with pytest.raises(ConnectionLost):
             await stream(q)

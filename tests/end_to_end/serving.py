@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -31,8 +31,9 @@ routing: {{max_visits: 8, deadline_ms: 10000}}
 class Served:
     """A running `qraf serve`: where it answers, and its processes."""
 
-    def __init__(self, url: str, process: subprocess.Popen[str]) -> None:
+    def __init__(self, url: str, process: subprocess.Popen[str], key_file: str = "") -> None:
         self.url, self.process = url, process
+        self.bearer = f"Bearer {Path(key_file).read_text().strip()}" if key_file else ""
 
     def host_pid(self) -> int:
         """The process of the host that serves: the oldest of its kind; a younger one is the spare that stands by."""
@@ -46,7 +47,13 @@ class Served:
 
 @contextlib.contextmanager
 def served(
-    tmp_path: Path, model_url: str, *, runtime: str, encoder: str = "wordllama", port: int = 0
+    tmp_path: Path,
+    model_url: str,
+    *,
+    runtime: str,
+    encoder: str = "wordllama",
+    port: int = 0,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Served]:
     """`qraf serve` on a free port; SIGTERM at the end, and it must end well."""
     topology = tmp_path / "topology.yaml"
@@ -59,18 +66,18 @@ def served(
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "QRAF_ENCODER__NAME": encoder},
+        env={**os.environ, "QRAF_ENCODER__NAME": encoder, **(settings or {})},
     )
     alarm = threading.Timer(90, process.kill)
     alarm.start()
     try:
         assert process.stdout is not None
-        url = next((told["url"] for line in process.stdout if "url" in (told := json.loads(line))), None)
+        ready = next((told for line in process.stdout if "url" in (told := json.loads(line))), None)
         alarm.cancel()
-        assert url is not None, f"the server ended with exit code {process.wait(10)}"
+        assert ready is not None, f"the server ended with exit code {process.wait(10)}"
         # keep reading, so that the server never waits for a full pipe
         threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield Served(url, process)
+        yield Served(ready["url"], process, ready.get("key_file", ""))
     finally:
         alarm.cancel()
         if process.poll() is None:

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 import websockets
 
+import qraf
 from tests.end_to_end.serving import Served, served
 from tests.openai_server import OpenAIServer, Script
 
@@ -40,7 +43,9 @@ def model(shared_model: OpenAIServer) -> OpenAIServer:
 
 async def test_a_conversation_in_json_with_nothing_but_websockets(server: Served, model: OpenAIServer) -> None:
     async with websockets.connect(
-        server.url.replace("http", "ws") + "/v1/ws", subprotocols=[websockets.Subprotocol("qraf.v1")]
+        server.url.replace("http", "ws") + "/v1/ws",
+        subprotocols=[websockets.Subprotocol("qraf.v1")],
+        additional_headers={"Authorization": server.bearer},
     ) as ws:
 
         async def say(**frame: object) -> None:
@@ -81,11 +86,27 @@ async def test_a_conversation_in_json_with_nothing_but_websockets(server: Served
         await hear("pong")
 
 
+async def test_who_has_no_key_stays_out(server: Served) -> None:
+    with pytest.raises(qraf.QrafError, match="not_authenticated"):
+        async with qraf.connect(server.url, api_key=""):
+            pass
+    async with qraf.connect(server.url) as q:  # found unasked
+        assert await q.ping() < 5
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_server_sent_events_with_curl(server: Served, model: OpenAIServer) -> None:
     body = json.dumps({"prompt": "What can Ana not eat?", "collections": ["manuals"], "stream": True})
+    headers = ("content-type: application/json", f"authorization: {server.bearer}")
     told = subprocess.run(
-        ["curl", "-sSN", f"{server.url}/v1/enhance", "-H", "content-type: application/json", "-d", body],
+        [
+            "curl",
+            "-sSN",
+            f"{server.url}/v1/enhance",
+            *(part for header in headers for part in ("-H", header)),
+            "-d",
+            body,
+        ],
         capture_output=True,
         text=True,
         timeout=30,
@@ -100,7 +121,44 @@ def test_server_sent_events_with_curl(server: Served, model: OpenAIServer) -> No
     assert "".join(frame["text"] for frame in data if frame["type"] == "response.delta") == "Nuts, Ana."
 
 
-async def test_a_killed_client_stops_the_model_within_one_token(server: Served, model: OpenAIServer) -> None:
+async def test_without_a_grace_a_killed_client_stops_the_model_within_one_token(
+    shared_model: OpenAIServer, model: OpenAIServer, tmp_path: Path
+) -> None:
+    settings = {"QRAF_LIMITS__RESPONSE_GRACE_S": "0"}
+    with served(tmp_path, shared_model.endpoint.url, runtime="local", settings=settings) as server:
+        await killed_client(server, model)
+        at_kill = model.produced
+        for _ in range(200):
+            if not model.running:
+                break
+            await asyncio.sleep(0.02)
+        assert model.running == 0
+        assert model.produced <= at_kill + 1
+        assert at_kill < 1000
+
+
+async def test_a_killed_clients_response_runs_on_until_its_grace_is_over(server: Served, model: OpenAIServer) -> None:
+    response = await killed_client(server, model)
+    at_kill = model.produced
+    for _ in range(200):
+        if model.produced > at_kill + 5:
+            break
+        await asyncio.sleep(0.02)
+    assert model.running == 1
+    assert model.produced > at_kill + 5
+    async with httpx.AsyncClient(base_url=server.url, headers={"Authorization": server.bearer}) as http:
+        assert (await http.post(f"/v1/responses/{response}/cancel")).status_code == 200
+        for _ in range(200):
+            ended = (await http.get(f"/v1/responses/{response}")).json()["status"]
+            if ended != "running":
+                break
+            await asyncio.sleep(0.02)
+    assert ended == "cancelled"
+    assert model.running == 0
+
+
+async def killed_client(server: Served, model: OpenAIServer) -> str:
+    """Kill a client that has three tokens of a long answer; the id of the response."""
     model.script = Script(tokens_per_s=10)
     program = textwrap.dedent(
         f"""
@@ -109,21 +167,15 @@ async def test_a_killed_client_stops_the_model_within_one_token(server: Served, 
             async with qraf.connect({server.url!r}) as q:
                 response = q.enhance("nuts?", collections=["manuals"], generate={{"max_tokens": 1000}})
                 async for piece in response.texts():
-                    print("token", flush=True)
+                    print(response.id, flush=True)
         asyncio.run(main())
         """
     )
     client = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
     assert client.stdout is not None
     for _ in range(3):
-        assert (await client.stdout.readline()).strip() == b"token"
+        response = (await client.stdout.readline()).decode().strip()
+        assert response
     client.kill()
-    at_kill = model.produced
     await client.wait()
-    for _ in range(200):
-        if not model.running:
-            break
-        await asyncio.sleep(0.02)
-    assert model.running == 0
-    assert model.produced <= at_kill + 1
-    assert at_kill < 1000
+    return response

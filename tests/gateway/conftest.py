@@ -15,7 +15,7 @@ from qraf.actors.runtime import LocalRuntime
 from qraf.gateway.server import Server
 from qraf.network.topology import HostSpec, LinkSpec, NodeSpec, Topology
 from qraf.sessions.service import Service
-from qraf.settings import GatewaySettings, LimitSettings, Settings
+from qraf.settings import AuthSettings, GatewaySettings, LimitSettings, Settings
 from qraf.storage.journal import Journal
 from tests.encoders import HashEncoder
 from tests.gateway.wire import Wire
@@ -35,7 +35,10 @@ def topology() -> Topology:
 @contextlib.asynccontextmanager
 async def serving(model: OpenAIServer, **limits: Any) -> AsyncIterator[Server]:
     settings = Settings(
-        gateway=GatewaySettings(port=0), limits=LimitSettings(**limits), journal_url="sqlite:///:memory:"
+        gateway=GatewaySettings(port=0),
+        auth=AuthSettings(mode="off"),
+        limits=LimitSettings(**limits),
+        journal_url="sqlite:///:memory:",
     )
     journal = Journal.open(settings.journal())
     network = topology()

@@ -14,9 +14,10 @@ from qraf import frames
 from qraf.gateway.asyncapi import asyncapi
 from qraf.gateway.problems import CODES
 from qraf.gateway.protocol import CLOSE_CODES, JSON, Connection, Refusal
-from qraf.settings import LimitSettings
+from qraf.settings import LimitSettings, StateSettings
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
+STATES = PROTOCOL.with_name("state-api.md")  # orders on states have a page of their own
 KINDS = get_args(frames.ClientFrame) + get_args(frames.ServerFrame)
 
 
@@ -59,6 +60,7 @@ async def test_openapi_lists_every_route_and_its_examples_are_accepted(http) -> 
     document = (await http.get("/v1/openapi.json")).json()
     assert {"/v1/enhance", "/v1/memory", "/v1/memory/{item_id}", "/v1/sessions", "/metrics"} <= set(document["paths"])
     await http.post("/v1/sessions", json={"session": "ses_ann"})
+    state = (await http.post("/v1/state", json={"named": "bell"})).json()["id"]
     examples = 0
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
@@ -66,14 +68,16 @@ async def test_openapi_lists_every_route_and_its_examples_are_accepted(http) -> 
             content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
             if "example" in content:
                 examples += 1
-                response = await http.request(method, path, json=content["example"])
+                example = re.sub("st_[0-9A-Z]{26}", state, json.dumps(content["example"]))
+                where = path.replace("{state}", state).replace("{session}", "ses_ann")
+                response = await http.request(method, where, json=json.loads(example))
                 assert response.is_success, (path, response.text)
     assert examples >= 5
 
 
 # ------------------------------------------------------------------------------------------------ docs/protocol.md
 def test_the_page_names_every_frame_field_limit_and_code() -> None:
-    text = PROTOCOL.read_text()
+    text = PROTOCOL.read_text() + STATES.read_text()
     missing = [kind.__struct_config__.tag for kind in KINDS if f"`{kind.__struct_config__.tag}`" not in text]
     for schema in msgspec.json.schema_components(KINDS)[1].values():  # parts of frames too
         missing += [name for name in schema.get("properties", {}) if f"`{name}`" not in text]
@@ -85,7 +89,7 @@ def test_the_page_names_every_frame_field_limit_and_code() -> None:
 
 
 def examples() -> list[dict[str, Any]]:
-    found = re.findall(r"```json\n(.*?)```", PROTOCOL.read_text(), re.DOTALL)
+    found = re.findall(r"```json\n(.*?)```", PROTOCOL.read_text() + STATES.read_text(), re.DOTALL)
     return [json.loads(line) for block in found for line in block.splitlines() if line.strip()]
 
 
@@ -112,7 +116,15 @@ def test_the_limits_on_the_page_are_the_defaults(field) -> None:
     assert f"{value:,}" in row
 
 
-async def test_the_client_on_the_page_holds_a_conversation(server) -> None:
+def test_the_limits_of_states_on_their_page_are_the_defaults() -> None:
+    rows = STATES.read_text().splitlines()
+    for name, field in StateSettings.model_fields.items():
+        [row] = [line for line in rows if line.startswith(f"| `{name}`")]
+        assert f"| {field.default:,} |" in row, name
+
+
+async def test_the_client_on_the_page_holds_a_conversation(server, monkeypatch) -> None:
+    monkeypatch.setenv("QRAF_API_KEY", "nobody asks here")
     code = re.search(r"```python\n(.*?)```", PROTOCOL.read_text(), re.DOTALL)
     assert code is not None
     page: dict[str, Any] = {"__name__": "page"}

@@ -9,9 +9,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from qraf.errors import CannotListen, NotAllowed
-from qraf.gateway.door import is_loopback
+from qraf.gateway.loopback import is_loopback
 from qraf.gateway.server import Server
-from qraf.settings import GatewaySettings, Settings
+from qraf.settings import AuthSettings, GatewaySettings, Settings
 from tests.gateway.conftest import serving
 from tests.gateway.wire import Wire
 
@@ -58,9 +58,12 @@ async def test_a_page_from_elsewhere_gets_no_socket(server) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
-async def test_the_server_listens_on_loopback_alone_and_says_why(server, host) -> None:
+async def test_elsewhere_than_on_loopback_a_server_needs_authentication_and_tls(server, host) -> None:
     settings = Settings(gateway=GatewaySettings(host=host, port=0))
-    with pytest.raises(NotAllowed, match="no authentication yet"):
+    with pytest.raises(NotAllowed, match=r"--tls-cert.*--behind-proxy"):
+        await Server(server.service, settings).start()
+    settings = Settings(gateway=GatewaySettings(host=host, port=0, behind_proxy=True), auth=AuthSettings(mode="off"))
+    with pytest.raises(NotAllowed, match="only loopback may be"):
         await Server(server.service, settings).start()
 
 

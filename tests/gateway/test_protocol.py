@@ -46,7 +46,13 @@ def test_hello_comes_first_and_once() -> None:
 
 def test_a_wrong_hello_may_be_said_again() -> None:
     connection = Connection(JSON, LIMITS)
-    assert refused({"type": "hello", "resume": []}, connection).frame.error.pointer == "/resume"
+    assert refused({"type": "hello", "resumes": []}, connection).frame.error.pointer == "/resumes"
+    one = {"stream": "s", "epoch": "e"}
+    assert refused({"type": "hello", "resume": [one, one]}, connection).frame.error.pointer == "/resume/1/stream"
+    early = {"type": "hello", "resume": [one | {"after_seq": -1}]}
+    assert refused(early, connection).frame.error.pointer == "/resume/0/after_seq"
+    many = [one | {"stream": str(number)} for number in range(65)]
+    assert refused({"type": "hello", "resume": many}, connection).frame.error.pointer == "/resume"
     assert isinstance(connection.feed('{"type":"hello"}'), Hello)
 
 

@@ -56,9 +56,8 @@ async def test_a_command_id_in_use_is_refused_and_the_first_goes_on(wire, model)
     assert (await wire.until("response.done"))[-1]["status"] == "cancelled"
 
 
-async def test_authentication_is_refused_honestly(wire) -> None:
-    error = await wire.ask({"type": "auth.refresh", "id": "1", "token": "x"})
-    assert error["error"]["code"] == "not_available"
+async def test_where_nobody_is_asked_a_refresh_is_harmless(wire) -> None:
+    assert await wire.ask({"type": "auth.refresh", "id": "1"}) == {"type": "ack", "id": "1", "status": "accepted"}
 
 
 async def test_a_message_in_fragments_is_one_frame(wire) -> None:
@@ -102,16 +101,19 @@ async def test_a_cancel_right_behind_its_command_counts(wire, model) -> None:
     assert [frame["status"] for frame in frames if frame["type"] == "ack"] == ["accepted"]
 
 
-async def test_a_client_that_goes_stops_the_model_within_a_token(server, model) -> None:
+async def test_a_client_that_goes_for_good_stops_the_model_within_a_token(model) -> None:
     slow(model, tokens_per_s=20)
-    wire = await Wire(server.url).__aenter__()
-    await wire.send(ENHANCE)
-    created = (await wire.until("response.delta"))[0]
-    got = model.produced
-    wire.ws.transport.abort()
-    await eventually(lambda: model.running == 0)
-    assert model.produced <= got + 2
-    await eventually(lambda: server.service.response(created["response"]).status == "cancelled")
+    async with serving(model, response_grace_s=0) as server:
+        wire = await Wire(server.url).__aenter__()
+        await wire.send(ENHANCE)
+        created = (await wire.until("response.delta"))[0]
+        got = model.produced
+        wire.ws.transport.abort()
+        await eventually(lambda: model.running == 0)
+        assert model.produced <= got + 2
+        response = server.service.response(created["response"])
+        await eventually(lambda: response.status == "cancelled")
+        assert response.finish_reason == "disconnected"
 
 
 async def test_deltas_are_merged_for_as_long_as_hello_says(server, model) -> None:
@@ -209,7 +211,7 @@ async def test_text_for_a_slow_reader_is_merged_and_none_is_lost(model) -> None:
     deltas = [frame for frame in frames if frame["type"] == "response.delta"]
     assert sum(frame["tokens"] for frame in deltas) == 2000
     assert sum(len(frame["text"]) for frame in deltas) == 2000 * 4000
-    assert max(frame["tokens"] for frame in deltas) > 100
+    assert max(frame["tokens"] for frame in deltas) > 30
     assert [frame["seq"] for frame in frames] == list(range(1, len(frames) + 1))
 
 
@@ -343,14 +345,21 @@ async def test_our_own_fault_is_an_error_without_words_or_at_worst_1011(wire, se
     assert caplog.text.count("RuntimeError: secret") == 2
 
 
-async def test_no_task_outlives_its_connection(server, model) -> None:
+async def test_no_task_but_the_response_outlives_its_connection(server, model) -> None:
     slow(model)
     before = asyncio.all_tasks()
+
+    def left() -> set[str]:
+        return {task.get_name() for task in asyncio.all_tasks() - before if not task.done()}
+
     async with Wire(server.url) as wire:
         await wire.send(ENHANCE)
         await wire.send({"type": "watch", "id": "w", "topic": "network"})
-        await wire.until("response.delta")
-    await eventually(lambda: not [task for task in asyncio.all_tasks() - before if not task.done()])
+        frames = await wire.until("response.delta")
+    [created] = [frame for frame in frames if frame["type"] == "response.created"]
+    await eventually(lambda: left() == {f"response {created['response']}"})
+    server.service.response(created["response"]).cancel()
+    await eventually(lambda: not left())
 
 
 async def _metrics(server: Server) -> str:

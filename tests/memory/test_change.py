@@ -75,8 +75,8 @@ def test_forgetting_equals_never_having_known() -> None:
 
 def test_nothing_of_a_forgotten_item_stays(bench: Bench) -> None:
     bench.absorb([*talk(), Item(seq=50, item_id="x", text="zeppelin", speaker="Zoe", at=MAY, metadata={"a": "secret"})])
-    code = bench.memory._items.rows[-1].copy()
-    buffer = bench.memory._items._rows._data
+    code = bench.memory._items.coded._rows[0].values[-1].copy()
+    buffer = bench.memory._items.coded._rows[0]._data
     assert (buffer == code).all(axis=1).any()
     before = bench.memory.advertisement("n").bitmap
     receipt = bench.memory.forget([50])
@@ -184,6 +184,6 @@ def test_held_bytes_are_counted_and_few() -> None:
     assert counted / 590 < 290
     gc.collect()
     held = bench.memory._items
-    arrays = [column._data.nbytes for column in held._columns]
-    assert counted > sum(arrays) > 590 * (204 + 2 + 4 + 8 + 1 + 1 + 2)
+    arrays = [column._data.nbytes for column in (*held._columns, *held.coded.columns)]
+    assert counted > sum(arrays) > 590 * (204 + 2 + 2 + 4 + 8 + 1 + 1 + 2)
     assert bench.memory.figures().compression_ratio == pytest.approx(4 * dim * 590 / bench.memory.figures().bytes)

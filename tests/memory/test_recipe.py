@@ -11,6 +11,7 @@ from qraf.memory.memory import Memory
 from qraf.records import DateMention, Item, Prompt, RecallQuery, RecallSettings
 from qraf.states import quantize
 from qraf.text.lexicon import term_ids
+from tests.examples import examples
 from tests.memory import reference
 from tests.memory.conftest import MAY
 
@@ -55,7 +56,7 @@ SETTINGS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     found=items(),
     asked=TEXT,

@@ -92,3 +92,11 @@ def test_dot_and_mermaid_hold_the_same_links():
     assert dot(desk).count("->") == mermaid(desk).count("-->|") == len(desk.links)
     assert mermaid(desk).startswith("flowchart LR\n")
     assert 'n0 -->|"2 ms, 8 bit"| n1' in mermaid(desk)
+
+
+def test_every_picture_tells_the_replicas_of_the_services():
+    services = "services: {optimization: {scaling: {min: 1, max: 5}}}\ningress: inbox"
+    topology = loads(replaced(("ingress: inbox", services)), env={})
+    for draw in (svg, dot, mermaid):
+        assert "service optimization 1-5" in draw(topology)
+        assert "service" not in draw(loads(GOOD, env={}))

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from qraf.errors import InvalidTopology, TopologyFault
 from qraf.network.loader import load, loads, schema
+from qraf.network.topology import ServiceSpec
 from qraf.records import RecallSettings
+from tests.examples import examples
 from tests.network.yaml_files import GOOD, faults, replaced
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
@@ -121,12 +123,28 @@ def test_errors_survive_a_process_boundary():
         ("cpus: 2", "gpus: 2", 6, "the hosts ask for 2 GPUs together, but there are 0"),
         ("cpus: 2", "device: cuda", 6, "wants cuda but no `gpus`"),
         ("cpus: 2", "replicas: 2", 6, "`replicas` above 1 is not available yet"),
-        ("model: smollm2-135m", "scaling: {min: 1, max: 4}", 11, "`scaling` other than {min: 1, max: 1} is"),
-        ("ingress: inbox", "services: {correction: {}}\ningress: inbox", 16, "`services` are not available yet"),
+        ("model: smollm2-135m", "scaling: {min: 1, max: 4}", 11, "scale `services.generate`"),
+        (
+            "model: smollm2-135m}",
+            "model: m, url: http://h/v1}\nservices: {generate: {}}",
+            12,
+            "no generator node is without a `url`",
+        ),
+        (
+            "ingress: inbox",
+            "services:\n  correction:\n    scaling: {max: 2, min: 3}\ningress: inbox",
+            18,
+            "`scaling.min` of service 'correction' is 3, above its `scaling.max` 2",
+        ),
+        (
+            "ingress: inbox",
+            "services: {correction: {scaling: {max: 0}}}\ningress: inbox",
+            16,
+            "must be greater than or equal to 1, but is 0",
+        ),
         ("ingress: inbox", "services: {corection: {}}\ningress: inbox", 16, "did you mean 'correction'?"),
-        ("target: writer}", "target: writer, noise: {depolarizing: 0.1}}", 14, "`noise` on a link is not available"),
-        ("target: writer}", "target: writer, protect: {code: repetition}}", 14, "`protect` on a link is not"),
-        ("target: writer}", "target: writer, noise: {pauli: [0.5, 0.5, 0.5]}}", 14, "channel is not trace preserving"),
+        ("target: writer}", "target: writer, protect: {code: repetition}}", 14, "`protect` needs `noise`"),
+        ("target: writer}", "target: writer, noise: {pauli: {x: 0.5, y: 1, z: 0}}}", 14, "not trace preserving: its"),
         ("target: writer}", "target: writer, noise: {depolarizing: 2}}", 14, "less than or equal to 1, but is 2"),
         ("name: desk", "name: desk desk", 2, "`name` must be a name of letters"),
         ("holds: sessions", "holds: [sessions]", 7, "no node holds sessions"),
@@ -261,7 +279,7 @@ _LINES = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(_LINES, max_size=20), st.text(max_size=30))
 def test_any_text_loads_or_is_refused_with_places_inside_it(lines: list[str], junk: str):
     text = "\n".join([*lines, junk])
@@ -281,6 +299,16 @@ def test_a_file_that_cannot_be_read_is_a_fault_too(tmp_path: Path):
     (tmp_path / "latin.yaml").write_bytes(b"version: 1\nname: caf\xe9\n")
     with pytest.raises(InvalidTopology, match=r"latin\.yaml:2:10: the file must be UTF-8"):
         load(tmp_path / "latin.yaml")
+
+
+def test_a_node_may_bound_each_memory_and_use_few_bits():
+    topology = loads(replaced(("bits: 8, rank: 16", "bits: 2, rank: 16, budget: 64KiB")), file="t.yaml", env={})
+    assert (topology.nodes["tickets"].budget_bytes, topology.nodes["tickets"].bits) == (65_536, 2)
+    assert topology.nodes["manuals"].budget_bytes is None
+    [small] = faults(replaced(("capacity: 512MiB", "capacity: 512MiB, budget: 100")))
+    assert (small.line, "4096" in small.what) == (8, True)
+    [generator] = faults(replaced(("model: smollm2-135m", "model: smollm2-135m, budget: 1MiB")))
+    assert "`budget` belongs to memory nodes" in generator.what
 
 
 # --------------------------------------------------------------------------------------------- the files we ship
@@ -316,3 +344,11 @@ def test_the_schema_knows_every_key_and_lets_references_stand_for_numbers():
     assert set(recall) == set(RecallSettings.__dataclass_fields__)
     assert {"type": "string", "pattern": r"^\$\{.+\}$"} in recall["k1"]["anyOf"]
     assert made["$defs"]["Node"]["additionalProperties"] is False
+
+
+def test_services_are_read_with_the_bounds_of_their_replicas():
+    text = replaced(
+        ("ingress: inbox", "services: {optimization: {scaling: {min: 1, max: 5}}, correction: {}}\ningress: inbox")
+    )
+    assert loads(text, env={}).services == (ServiceSpec("optimization", 1, 5), ServiceSpec("correction", 1, 1))
+    assert loads(GOOD, env={}).services == ()

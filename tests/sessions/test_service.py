@@ -32,7 +32,7 @@ from qraf.frames import (
 )
 from qraf.records import Evidence, Filter
 from qraf.sessions.recall import choose
-from qraf.sessions.responses import Response
+from qraf.sessions.response import Response
 from qraf.sessions.service import Service
 from qraf.settings import LimitSettings, Settings
 from qraf.storage.journal import Journal

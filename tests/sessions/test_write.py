@@ -81,6 +81,55 @@ async def test_what_was_said_is_durable_and_absorbed(writer, journal, runtime, s
     assert await sessions.speakers("s/alice") == ("Ada",)
 
 
+CARD = "4111 1111 1111 1111"
+
+
+async def written(journal, runtime, sessions, network, clock, on_secret):
+    writer = Writer(LIMITS, journal, runtime, sessions, network, clock, on_secret=on_secret)
+    await writer.start()
+    items = [
+        *said("nothing here", item_id="a"),
+        *said(f"my card is {CARD}", item_id="b"),
+        WireItem(item_id="c", text="see there", metadata={"card": [CARD]}),
+        *said(f"Two cards. {CARD}. The end.", item_id="d", role="document"),
+    ]
+    done = await writer.write(session="alice", items=items)
+    await writer.close()
+    return done, [(item.text, item.metadata) for item in journal.items("s/alice")]
+
+
+async def test_a_secret_is_written_and_warned_of(journal, runtime, sessions, network, clock):
+    done, held = await written(journal, runtime, sessions, network, clock, "warn")
+    assert (done.accepted, done.rejected) == (4, ())
+    assert [(one.item_id, one.kind, one.is_masked) for one in done.warnings] == [
+        (name, "card_number", False) for name in "bcd"
+    ]
+    assert held[1] == (f"my card is {CARD}", {})
+
+
+async def test_a_secret_is_masked(journal, runtime, sessions, network, clock):
+    done, held = await written(journal, runtime, sessions, network, clock, "mask")
+    assert [(one.item_id, one.is_masked) for one in done.warnings] == [(name, True) for name in "bcd"]
+    assert held[1:3] == [("my card is [card_number]", {}), ("see there", {"card": ["[card_number]"]})]
+    assert CARD not in str(held)
+
+
+async def test_an_item_with_a_secret_is_refused_and_the_others_go_on(journal, runtime, sessions, network, clock):
+    done, held = await written(journal, runtime, sessions, network, clock, "refuse")
+    assert (done.accepted, done.warnings, [text for text, _ in held]) == (1, (), ["nothing here"])
+    assert [(one.index, one.item_id, one.error.pointer) for one in done.rejected] == [
+        (1, "b", "/items/1/text"),
+        (2, "c", "/items/2/metadata"),
+        (3, "d", "/items/3/text"),
+    ]
+    assert CARD not in str(done.rejected)
+
+
+async def test_nobody_looks_where_that_is_off(journal, runtime, sessions, network, clock):
+    done, _ = await written(journal, runtime, sessions, network, clock, "off")
+    assert (done.accepted, done.warnings) == (4, ())
+
+
 async def test_the_same_item_id_again_changes_nothing(writer, journal, runtime):
     await writer.write(session="alice", items=said("one", item_id="a"))
     done = await writer.write(

@@ -12,6 +12,7 @@ from qraf.errors import InvalidState
 from qraf.states.figures import StateFigures, completed_spectrum, exact_figures, memory_figures
 from qraf.states.sketch import Sketch
 from tests import closed_forms as exact
+from tests.examples import examples
 from tests.states.test_sketch import D, stream
 
 
@@ -71,7 +72,7 @@ def test_complex_items_are_measured_exactly() -> None:
     rank=st.integers(1, 30),
     dtype=st.sampled_from(["float32", "float16"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_every_interval_holds_the_exact_figure_and_the_estimate(
     seed: int, n: int, block: int, rank: int, dtype: str
 ) -> None:

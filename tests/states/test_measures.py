@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from qraf.errors import InvalidState
 from qraf.states import measures as m
 from tests import closed_forms as exact
+from tests.examples import examples
 
 C = torch.complex128
 
@@ -146,7 +147,7 @@ def test_gradients_of_a_rank_deficient_state_are_finite_and_right() -> None:
 
 
 @given(seed=st.integers(0, 10_000), d=st.integers(1, 9), r=st.integers(1, 5), s=st.integers(1, 5), t=st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_distance_and_fidelity_obey_their_inequalities(seed: int, d: int, r: int, s: int, t: float) -> None:
     a, b, c = exact.random_state(d, r, seed), exact.random_state(d, s, seed + 1), exact.random_state(d, r, seed + 2)
     b = torch.cat((math.sqrt(t) * a, math.sqrt(1 - t) * b))  # from equal to unrelated

@@ -16,6 +16,7 @@ from qraf.states.packet import CodedRows, pack, unpack
 from qraf.states.quantize import encode
 from qraf.states.sketch import Sketch
 from tests import closed_forms as exact
+from tests.examples import examples
 from tests.states.test_sketch import D, stream
 
 
@@ -55,7 +56,7 @@ def test_a_sketch_and_coded_rows_come_back() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_any_flipped_bit_or_cut_is_found(data: st.DataObject) -> None:
     packet = pack(a_sketch())
     where = data.draw(st.integers(0, 8 * len(packet) - 1))

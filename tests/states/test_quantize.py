@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qraf.errors import InvalidState
 from qraf.states.quantize import bound, decode, encode, loss, row_bytes, scan
+from tests.examples import examples
 
 LAYOUTS = [(1, 2), (5, 4), (7, 64), (65, 64), (130, 32), (384, 64), (384, 384)]
 
@@ -66,7 +67,7 @@ rows_of_floats = hnp.arrays(
 
 
 @given(x=rows_of_floats, bits=st.sampled_from([4, 8]), group=st.sampled_from([2, 6, 32, 64]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_loss_never_exceeds_the_bound(x: NDArray[np.float32], bits: int, group: int) -> None:
     norm = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
     x = np.where(norm > 1e-6, x / np.maximum(norm, 1e-6), np.eye(1, x.shape[1])).astype(np.float32)

@@ -13,6 +13,7 @@ from qraf.errors import InvalidState
 from qraf.states import measures
 from qraf.states.sketch import Sketch
 from tests import closed_forms as exact
+from tests.examples import examples
 
 D = 24
 ROOM = 1e-10
@@ -96,7 +97,7 @@ def test_one_more_direction_than_rank_costs_exactly_the_cut() -> None:
     alpha=st.sampled_from([0.2, 0.5, 1.0]),
     gamma=st.sampled_from([1.0, 0.7, 0.01]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_certificates_are_never_violated(
     seed: int, sizes: list[int], rank: int, dtype: str, alpha: float, gamma: float
 ) -> None:
@@ -117,7 +118,7 @@ def test_certificates_are_never_violated(
     m=st.integers(0, 40),
     dtype=st.sampled_from(["float32", "float16"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_merge_is_the_sum(seed: int, n: int, m: int, dtype: str) -> None:
     x, y = stream(n, seed), stream(m, seed + 1)
     a, b = Sketch(D, 6, dtype=dtype), Sketch(D, 9, dtype="float64")

@@ -291,3 +291,31 @@ def test_a_fault_of_the_disk_is_named(tmp_path):
         Journal.open(f"sqlite:///{tmp_path}")
     with pytest.raises(StorageFailed, match="URL"):
         Journal.open("no url at all")
+
+
+def test_newest_gives_what_passes_from_the_end_with_codes_of_any_of_the_names(journal):
+    drafts = [Draft(item_id=str(n), text=f"item {n}", speaker="Ann" if n % 3 else "Bo") for n in range(1200)]
+    seqs = [one.seq for one in journal.commit("s/1", drafts)]
+    journal.commit("s/2", [Draft(item_id="other", speaker="Bo")])
+    journal.put_codes({seqs[0]: b"a", seqs[3]: b"b"}, "x/8")
+    journal.put_codes({seqs[6]: b"c"}, "x/4")
+    journal.put_codes({seqs[9]: b"d"}, "y/4")
+    by_bo = Filter(field="speaker", eq="Bo")
+    found = journal.newest("s/1", seqs[1150], by_bo, 3, ["x/8", "x/4"])
+    assert [item.item_id for item in found] == ["1149", "1146", "1143"]
+    everything = journal.newest("s/1", seqs[-1], by_bo, 10_000, ["x/8", "x/4"])
+    assert [item.item_id for item in everything] == [str(n) for n in range(1197, -1, -3)]
+    assert [(item.codes, item.code) for item in everything[-4:]] == [
+        (None, None),
+        (b"c", "x/4"),
+        (b"b", "x/8"),
+        (b"a", "x/8"),
+    ]
+    few = journal.newest("s/1", seqs[-1], by_bo, 10_000, [], most_read=500)
+    assert len(few) == 166
+
+
+def test_a_session_keeps_what_it_says_of_its_memory(journal):
+    record = SessionRecord(id="low", created_at=1.0, bits=2, budget_bytes=1 << 33)
+    journal.put_session(record)
+    assert journal.get_session("low") == record

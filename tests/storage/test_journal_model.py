@@ -1,11 +1,18 @@
 """The journal against a model of it in dictionaries."""
 
+import contextlib
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from qraf.clock import FakeClock
 from qraf.storage.journal import Draft, Journal
+from tests import postgres
+from tests.examples import examples
+
+pytestmark = pytest.mark.slow  # all of them together
 
 MEMORIES = ("s/a", "s/b", "c/a")
 memories = st.sampled_from(MEMORIES)
@@ -26,10 +33,13 @@ class JournalMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        self.journal = Journal.open("sqlite:///:memory:", self.clock)
+        self.journal = self.open()
         self.rows: dict[int, tuple[str, Draft]] = {}  # what is not forgotten
         self.codes: dict[int, bytes] = {}
         self.highest = 0
+
+    def open(self) -> Journal:
+        return Journal.open("sqlite:///:memory:", self.clock)
 
     def teardown(self) -> None:
         self.journal.close()
@@ -98,4 +108,21 @@ class JournalMachine(RuleBasedStateMachine):
 
 
 TestJournal = JournalMachine.TestCase
-TestJournal.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestJournal.settings = settings(max_examples=examples(12), stateful_step_count=15, deadline=None)
+
+
+class PostgresMachine(JournalMachine):
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        super().__init__()
+
+    def open(self) -> Journal:
+        return Journal.open(self._stack.enter_context(postgres.schema()), self.clock)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self._stack.close()
+
+
+TestJournalOnPostgres = pytest.mark.slow(PostgresMachine.TestCase)
+TestJournalOnPostgres.settings = settings(max_examples=5, stateful_step_count=15, deadline=None)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -308,3 +308,41 @@ class _RawServer:
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         writer.close()
+
+
+async def test_a_leased_endpoint_is_held_for_as_long_as_its_answer_streams(make: Make) -> None:
+    _, server = make(Script(num_tokens=4, tokens_per_s=100))
+    held: list[str] = []
+
+    @asynccontextmanager
+    async def lease() -> AsyncGenerator[Endpoint]:
+        held.append("taken")
+        try:
+            yield server.endpoint
+        finally:
+            held.append("returned")
+
+    generator = Generator(lambda: Endpoint("http://127.0.0.1:9/v1", "m"), GeneratorSettings(), lease=lease, slots=3)
+    pieces = await read(generator)
+    assert "".join(piece.text for piece in pieces) == server.script.text(4)
+    assert held == ["taken", "returned"]
+    async with aclosing(generator.stream(QUESTION)) as answer:  # left in the middle
+        await anext(answer)
+        assert held[2:] == ["taken"]
+    assert held[2:] == ["taken", "returned"]
+    await generator.aclose()
+
+
+async def test_a_lease_that_does_not_come_is_a_limit_with_the_time_to_come_back() -> None:
+    @asynccontextmanager
+    async def lease() -> AsyncGenerator[Endpoint]:
+        await asyncio.sleep(60)
+        yield Endpoint("http://127.0.0.1:9/v1", "m")
+
+    settings = GeneratorSettings(first_token_timeout_s=0.05)
+    generator = Generator(lambda: Endpoint("http://127.0.0.1:9/v1", "m"), settings, lease=lease)
+    with pytest.raises(LimitExceeded) as refused:
+        await read(generator)
+    assert refused.value.retryable
+    assert generator.running == 0
+    await generator.aclose()

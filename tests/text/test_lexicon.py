@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qraf.text.lexicon import ID_BITS, STOP_WORDS, stems, term_id, term_ids, words
+from tests.examples import examples
 
 
 def test_forms_of_a_word_share_a_stem() -> None:
@@ -39,7 +40,7 @@ def test_counts_add_up_to_the_length() -> None:
     assert length == 5
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.text(max_size=200))
 def test_any_text_gives_ascending_ids(text: str) -> None:
     ids, counts, length = term_ids(text)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from qraf.records import DateMention as Date
 from qraf.text.mentions import dates, named, without_names
+from tests.examples import examples
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_names_are_cut_out_with_their_endings() -> None:
     assert without_names("two  spaces stay", speakers) == "two  spaces stay"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.text(max_size=80), st.lists(st.text(min_size=1, max_size=8), max_size=3))
 def test_any_text_and_any_names_are_read(text: str, speakers: list[str]) -> None:
     cut = without_names(text, speakers)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qraf.text.passages import passages
+from tests.examples import examples
 
 LONG = " ".join(f"Sentence number {i} says something short." for i in range(60))
 
@@ -46,13 +47,13 @@ pieces = st.sampled_from(
 texts = st.one_of(st.lists(pieces, max_size=60).map("".join), st.text(max_size=300))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(texts, st.integers(2, 40))
 def test_no_character_of_a_word_is_lost_and_order_is_kept(text: str, max_words: int) -> None:
     assert is_subsequence(list("".join(words(text))), list("".join(words("".join(passages(text, max_words))))))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(st.sampled_from(["one", "two.", "Three!", "\n", "\n\n", "# Head\n", "    code\n", "- it\n"]), max_size=80)
 )
@@ -61,7 +62,7 @@ def test_no_word_is_lost_or_torn(parts: list[str]) -> None:
     assert is_subsequence(words(text), words(" ".join(passages(text, 10))))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(texts)
 def test_no_passage_is_empty_and_none_is_too_long(text: str) -> None:
     for passage in passages(text, 20):
