@@ -10,14 +10,14 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test quick check format clean \
-        bench-recall bench-routing bench-write bench-stream bench-states bench-answers
+.PHONY: help setup demo serve test quick soak check format clean \
+        bench-recall bench-routing bench-budget bench-write bench-stream bench-states bench-codes bench-scan bench-answers gpu
 
 help:            ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 # torch first and pinned: whatever else asks for torch is then content
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard qraf/states/kernels/*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[server,local,dev]"
@@ -35,8 +35,11 @@ serve: setup     ## keep a server running on 127.0.0.1:8642
 test: setup      ## the whole suite
 	$(BIN)/pytest $(ARGS)
 
-quick: setup     ## no Ray, no models, no servers; under half a minute
-	$(BIN)/pytest -n auto -m "not ray and not model and not slow" $(ARGS)
+quick: setup     ## no Ray, no models, no servers: about 40 s
+	$(BIN)/pytest -n auto --hypothesis-profile quick -m "not ray and not model and not slow" $(ARGS)
+
+soak: setup      ## 8,000 idle sockets and one that never reads; needs 8,500 open files in two processes
+	QRAF_SOAK_SOCKETS=8000 $(BIN)/pytest -s tests/gateway/test_many_sockets.py $(ARGS)
 
 check: setup     ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -47,11 +50,16 @@ format: setup    ## rewrite in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-recall bench-routing bench-answers: bench-%: setup   ## needs DATA=FILE in LoCoMo's format
+bench-recall bench-routing bench-budget bench-answers: bench-%: setup   ## needs DATA=FILE in LoCoMo's format
 	$(BIN)/python -m benchmarks.$* --data $(DATA) $(ARGS)
 
-bench-write bench-stream bench-states: bench-%: setup      ## no data needed
+bench-write bench-stream bench-states bench-codes bench-scan: bench-%: setup   ## no data needed
 	$(BIN)/python -m benchmarks.$* $(ARGS)
+
+# no set-up: the image of a GPU machine has its own torch, triton, numpy and pytest, and these are all that it takes
+gpu:             ## tests and benchmark of the kernels on a GPU; writes gpu.json and gpu.md. PYTHON=...
+	$(PYTHON) -m pytest -c tests/gpu/pytest.ini tests/gpu
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 clean:           ## remove what the verbs made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,9 +13,10 @@ writes by itself), with as evidence
 - `qraf`: the service's ranking, as much of it as fits the tokens that `dense10` took;
 - `gold`: the turns that the answer is in.
 
-gap = (closed - x) / (closed - gold), the share of the way to the gold evidence. choice8 = how often the gold answer
-gains most, per token, over `closed` among eight: seven are answers to other questions of its conversation, of its
-category first (chance: 12.5 percent). Intervals are 95 percent, by bootstrap over the questions.
+Bits per token are the mean over the questions, each counting once; `pooled` counts every token once, so that long
+answers weigh more. gap = (closed - x) / (closed - gold), the share of the way to the gold evidence. choice8 = how often
+the gold answer gains most, per token, over `closed` among eight: seven are answers to other questions of its
+conversation, of its category first (chance: 12.5 percent). Intervals are 95 percent, by bootstrap over the questions.
 """
 
 from __future__ import annotations
@@ -173,13 +174,12 @@ def _measure(
 
 
 def _within(ranking: Sequence[str], cost: Mapping[str, int], budget: int) -> list[str]:
-    """The longest beginning of the ranking whose cost is within the budget."""
+    """The best of the ranking that fit the budget together: as in the service, one that does not fit is passed over."""
     taken, spent = [], 0
     for turn in ranking:
-        spent += cost[turn]
-        if spent > budget:
-            break
-        taken.append(turn)
+        if spent + cost[turn] <= budget:
+            taken.append(turn)
+            spent += cost[turn]
     return taken
 
 
@@ -197,7 +197,7 @@ def _candidates(conversation: Conversation, question: Question, rng: random.Rand
 
 
 def _result(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over the questions, and their intervals. Bits per token are all answers' bits over all their tokens."""
+    """Means over the questions, and their intervals; `pooled`: all answers' bits over all their tokens."""
     gold = {context: np.array([one["bits"][context][0] for one in measured]) for context in CONTEXTS}
     lengths = np.array([one["lengths"][0] for one in measured])
     hits = {
@@ -209,15 +209,25 @@ def _result(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     every = np.arange(len(measured))[None]
     draws = np.random.default_rng(0).integers(0, len(measured), (_RESAMPLES, len(measured)))
     bits, resampled = (
+        {context: (values / lengths)[rows].mean(axis=1) for context, values in gold.items()} for rows in (every, draws)
+    )
+    pooled, pools = (
         {context: values[rows].sum(axis=1) / lengths[rows].sum(axis=1) for context, values in gold.items()}
         for rows in (every, draws)
     )
-    gap, gaps = ({context: _gap(one, context) for context in _FOUND} for one in (bits, resampled))
+    gap, gaps, pooled_gap, pooled_gaps = (
+        {context: _gap(one, context) for context in _FOUND} for one in (bits, resampled, pooled, pools)
+    )
     return {
         "questions": len(measured),
         "bits": {context: round(float(values[0]), 3) for context, values in bits.items()},
         "gap": {context: round(float(values[0]), 3) for context, values in gap.items()},
         "choice8": {context: round(100 * float(values.mean()), 1) for context, values in hits.items()},
+        "pooled": {
+            "bits": {context: round(float(values[0]), 3) for context, values in pooled.items()},
+            "gap": {context: round(float(values[0]), 3) for context, values in pooled_gap.items()},
+            "gap_intervals": {context: _interval(values) for context, values in pooled_gaps.items()},
+        },
         "evidence_tokens": {
             context: round(float(np.mean([one["tokens"][context] for one in measured])), 1) for context in CONTEXTS
         },
@@ -265,6 +275,8 @@ def main() -> None:
     )
     low, high = intervals["gap_qraf_minus_dense10"]
     print(f"gap of qraf over dense10: {low:+.2f} to {high:+.2f}; {device_line()}")
+    pooled = result["pooled"]["gap"]
+    print(f"with every token counting once: gap of qraf {pooled['qraf']:.2f}, of dense10 {pooled['dense10']:.2f}")
     if args.json:
         write_json(args.json, result)
 

@@ -1,4 +1,4 @@
-"""How fast are states as factors? Entropy and fidelity against QuTiP, the sketch against scikit-learn, the scan.
+"""How fast are states? Factors and projections against QuTiP, the sketch against scikit-learn, the scan.
 
     python -m benchmarks.states [--json OUT] [--quick]
 
@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.harness import device_line, interleaved, print_table, write_json
 from qraf.states import measures, quantize
 from qraf.states.figures import exact_figures, memory_figures
+from qraf.states.physical import nearest_state
 from qraf.states.sketch import Sketch
 
 BATCH, D, RANK = 64, 256, 32
@@ -55,6 +56,30 @@ def against_qutip(repeats: int) -> dict[str, float]:
         repeats,
     )
     return {name: t if name.endswith("factor") else t * BATCH / few for name, t in times.items()}
+
+
+def projecting(repeats: int) -> dict[str, float]:
+    """Give seconds to project 64 noisy complex128 matrices of d = 64 on the nearest states: one batch, and QuTiP."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import qutip
+    one_thread()
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(BATCH, 4, 64, dtype=torch.complex128, generator=generator)
+    factor = factor / torch.linalg.matrix_norm(factor)[:, None, None]
+    error = torch.randn(BATCH, 64, 64, dtype=torch.complex128, generator=generator) * 0.05 / (2 * (64 * 4) ** 0.5)
+    mu = factor.mH @ factor + (error + error.mH) / 2
+    mu = mu - torch.eye(64) * (mu.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)[:, None, None] / 64  # QuTiP wants trace 1
+    noisy = [qutip.Qobj(one.numpy()) for one in mu]
+    want = torch.stack([torch.from_numpy(one.trunc_neg(method="sgs").full()) for one in noisy[:4]])
+    assert torch.allclose(nearest_state(mu)[:4], want, atol=1e-12)
+    return interleaved(
+        {
+            "sgs_batch": lambda: nearest_state(mu),
+            "sgs_qutip": lambda: [one.trunc_neg(method="sgs") for one in noisy],
+        },
+        repeats,
+    )
 
 
 def against_sklearn(rows: int, repeats: int) -> dict[str, float]:
@@ -157,6 +182,14 @@ def main() -> None:
         f"{BATCH} states, d = {D}, rank {RANK}, complex128, ms; {device_line()}",
         ("measure", "factor", "dense", "QuTiP", "QuTiP / factor", "QuTiP / dense"),
         table,
+    )
+
+    sgs = projecting(repeats)
+    result["sgs_s"], result["sgs_vs_qutip_d64_b64"] = sgs, sgs["sgs_qutip"] / sgs["sgs_batch"]
+    print_table(
+        f"{BATCH} projections on the nearest state (Smolin, Gambetta, Smith), d = 64, complex128, ms",
+        ("batch", "QuTiP", "QuTiP / batch"),
+        [(1e3 * sgs["sgs_batch"], 1e3 * sgs["sgs_qutip"], result["sgs_vs_qutip_d64_b64"])],
     )
 
     rates = against_sklearn(rows, max(2, repeats - 2))
