@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import threading
 from dataclasses import dataclass
@@ -133,8 +132,11 @@ class OpenAIServer:
             self.running -= 1
             for task in (answer, gone):
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-                    await task
+            # `await task` would take a cancel of this connection, when the server stops, for one of the task
+            await asyncio.wait({answer, gone})
+            for task in (answer, gone):
+                if not task.cancelled():
+                    task.exception()  # a connection that broke is no news
 
     async def _reply(self, writer: asyncio.StreamWriter, status: int, body: str) -> bool:
         data = body.encode()
