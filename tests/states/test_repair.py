@@ -83,6 +83,7 @@ def test_the_true_state_lies_within_the_bound(seed: int, rank: int, size: float,
 def test_a_state_comes_back_bit_for_bit(dtype: torch.dtype, d: int) -> None:
     factor = exact.random_state(d, min(d, 3), 1, dtype)
     rho = factor.mH @ factor
+    rho = rho / rho.diagonal().sum().real  # else d = 1 is off by one rounding on some processors
     fixed = repair(rho)
     assert not bool(fixed.changed)
     assert torch.equal(fixed.rho, rho)
