@@ -134,7 +134,7 @@ def guarded_prompt(as_json: bool) -> Iterator[None]:
         if as_json:
             print_json({"error": {"code": error.code, "detail": str(error)}})
         else:
-            errors.print(f"error: {error}", style="red", markup=False)
+            errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
 
 
 def _show_end(done: ResponseDone) -> None:

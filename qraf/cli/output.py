@@ -41,7 +41,7 @@ def guarded(as_json: bool = False) -> Iterator[None]:
         if as_json:
             print_json({"error": _facts(error)})
         else:
-            errors.print(f"error: {error}", style="red", markup=False)
+            errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
             if isinstance(error, CannotConnect):
                 errors.print("start a server with `qraf serve`, or name one with --url", markup=False)
         raise typer.Exit(NO_SERVER if is_lost else FAILED) from None
