@@ -23,9 +23,23 @@ from sqlalchemy import (
     Table,
 )
 
-__all__ = ["REVISION", "audit", "codes", "data_keys", "items", "keys", "metadata", "sessions", "states", "tickets"]
+__all__ = [
+    "REVISION",
+    "audit",
+    "codes",
+    "data_keys",
+    "fences",
+    "items",
+    "keys",
+    "metadata",
+    "runs",
+    "sessions",
+    "snapshots",
+    "states",
+    "tickets",
+]
 
-REVISION = "0005"  # the newest migration; a test holds it against the files
+REVISION = "0006"  # the newest migration; a test holds it against the files
 
 metadata = MetaData()
 
@@ -60,6 +74,13 @@ Index(
 )
 Index("items_memory_seq", items.c.memory, items.c.seq)
 Index("items_memory_speaker", items.c.memory, items.c.speaker)
+Index(
+    "items_forgotten",
+    items.c.memory,
+    items.c.seq,
+    sqlite_where=items.c.forgotten_at.is_not(None),
+    postgresql_where=items.c.forgotten_at.is_not(None),
+)
 Index(
     "items_expires_at",
     items.c.expires_at,
@@ -150,6 +171,42 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 Index("audit_tenant", audit.c.tenant, audit.c.seq)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(32), primary_key=True),  # random
+    Column("memory", String(512), nullable=False),
+    Column("node", String(512), nullable=False),  # that made it
+    Column("store", String(32), nullable=False),  # the id of the place where its file is
+    Column("fit", String(64), nullable=False),  # digest of all that a memory must have in common with it
+    Column("status", String(16), nullable=False),  # writing, ready, or erased: its file is still to be deleted
+    Column("made_at", Double, nullable=False),
+    Column("through", BigInteger, nullable=False),  # it lacks nothing of the journal up to this number
+    Column("last_seq", BigInteger, nullable=False),  # the newest item in it
+    Column("items", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # SHA-256 of the file; empty until it is written
+    Column("key", BigInteger),
+    Column("secret", LargeBinary, nullable=False),  # its own key, sealed under `key`; empty where it is not sealed
+)
+Index("snapshots_memory", snapshots.c.memory, snapshots.c.status)
+Index("snapshots_status", snapshots.c.status, snapshots.c.store)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run", String(64), primary_key=True),  # one life of a supervisor
+    Column("term", BigInteger, nullable=False),  # rises with each
+)
+
+fences = Table(
+    "fences",
+    metadata,
+    Column("host", String(512), primary_key=True),
+    Column("term", BigInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+)
 
 data_keys = Table(
     "data_keys",
