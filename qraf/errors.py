@@ -18,6 +18,7 @@ __all__ = [
     "CredentialRevoked",
     "DuplicateId",
     "EngineFailed",
+    "GatewayLost",
     "InvalidRequest",
     "InvalidState",
     "InvalidTopology",
@@ -34,6 +35,7 @@ __all__ = [
     "QrafError",
     "RecalledNotAbsorbed",
     "ReplayGone",
+    "RunsElsewhere",
     "SealBroken",
     "ServerError",
     "SessionClosed",
@@ -277,6 +279,32 @@ class ReplayGone(QrafError, LookupError):
     def __str__(self) -> str:
         where = f"GET /v1/responses/{self.response} has the whole text"
         return f"what response '{self.response}' emitted after seq {self.after_seq} is no longer kept; {where}"
+
+
+class RunsElsewhere(QrafError, RuntimeError):
+    """A response that another gateway runs. Once it has ended every gateway has its text and its end."""
+
+    code, title, status, retryable = "runs_elsewhere", "Runs on another gateway", 503, True
+
+    def __init__(self, response: str, gateway: str, retry_after_ms: int = 500) -> None:
+        super().__init__(response, gateway, retry_after_ms)
+        self.response, self.gateway, self.retry_after_ms = response, gateway, retry_after_ms
+
+    def __str__(self) -> str:
+        return f"response '{self.response}' runs on gateway '{self.gateway}'; here it can be read when it has ended"
+
+
+class GatewayLost(QrafError, ConnectionError):
+    """The gateway that ran a response died; the same prompt may be sent again."""
+
+    code, title, status, retryable = "gateway_lost", "Its gateway died", 503, True
+
+    def __init__(self, response: str) -> None:
+        super().__init__(response)
+        self.response = response
+
+    def __str__(self) -> str:
+        return f"the gateway that ran response '{self.response}' died before its end; send the prompt again"
 
 
 class Superseded(QrafError, RuntimeError):

@@ -205,6 +205,7 @@ class Enhance(_In, tag="enhance", frozen=True, kw_only=True):
     `collections: null` means every collection of the topology, `[]` none.
     `remember`: prompt and answer are written to the session afterwards (what was recalled never is).
     `key`: chosen anew for each prompt; the same command with the same key again leads to the same response.
+    `again`: it was sent before, perhaps to another gateway, which is asked for then, too.
     """
 
     id: str
@@ -217,6 +218,7 @@ class Enhance(_In, tag="enhance", frozen=True, kw_only=True):
     remember: bool = False
     metrics: MetricsChoice | None = None
     key: str | None = None
+    again: bool = False
 
 
 class Cancel(_In, tag="cancel", frozen=True, kw_only=True):
@@ -318,11 +320,12 @@ class Resumed(_OutPart, frozen=True, kw_only=True):
     """What became of a stream that `hello` named.
 
     `replayed`: what was missed follows, then what is new. `gap`: what was missed is no longer kept, what is new
-    follows. `done`: it has ended and all of it was seen. `expired`: it is not known, or not any more.
+    follows. `done`: it has ended and all of it was seen. `elsewhere`: another gateway runs it and nothing follows here;
+    it can be read by GET when it has ended. `expired`: it is not known, or not any more.
     """
 
     stream: str
-    result: Literal["replayed", "gap", "expired", "done"]
+    result: Literal["replayed", "gap", "expired", "done", "elsewhere"]
     epoch: str = ""
 
 

@@ -61,6 +61,7 @@ class LimitSettings(_Slice):
     max_unread_responses: int = Field(256, ge=0, description="responses of a gateway that run on unread")
     ring_frames: int = Field(2000, ge=1, description="last frames of a response that a reader may still ask for")
     ring_session_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="in the rings of one session or connection")
+    ring_tenant_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="in all rings of one tenant")
     ring_bytes: int = Field(128 * 1024 * 1024, ge=1024, description="in all rings of a gateway")
     kept_text_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="texts of ended responses")
     max_metadata_bytes: int = Field(4096, ge=0)

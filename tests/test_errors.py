@@ -25,6 +25,8 @@ SAMPLES = [
     errors.EngineFailed("smollm2", "gone"),
     errors.LimitExceeded("max_k", 200, 201, 5),
     errors.ReplayGone("rsp_1", 7),
+    errors.RunsElsewhere("rsp_1", "alpha:12"),
+    errors.GatewayLost("rsp_1"),
     errors.Superseded("str_1"),
     errors.NotAllowed("listening on 0.0.0.0", "there is no authentication yet"),
     errors.NotAvailable("auth.refresh"),

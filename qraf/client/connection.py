@@ -7,10 +7,10 @@ import contextlib
 import itertools
 from typing import Any, TypeVar
 
-from qraf.client.inbox import Gap, Inbox
+from qraf.client.inbox import Elsewhere, Gap, Inbox
 from qraf.client.link import Framing, Link, server_error
 from qraf.client.reconnect import Reconnect, can_repeat
-from qraf.client.sent import Call, Run, Sent, Topic, unrepeated
+from qraf.client.sent import Call, Run, Sent, Topic, lost_end, unrepeated
 from qraf.client.urls import socket_url
 from qraf.decode_frames import DecodeClose, DecodeRounds
 from qraf.errors import ConnectionLost, InvalidRequest, ServerError, TimedOut
@@ -19,7 +19,6 @@ from qraf.frames import (
     ClientFrame,
     ClientInfo,
     Enhance,
-    ErrorBody,
     ErrorFrame,
     Hello,
     Metrics,
@@ -77,6 +76,7 @@ class Connection:
         self._runs: dict[str, Run] = {}
         self._topics: dict[str, Topic] = {}
         self._decoders: dict[str, Inbox] = {}
+        self._asking: set[asyncio.Task[None]] = set()
         self._parting: list[str] = []  # to cancel when there is a socket again
         self._lost: ConnectionLost | None = None
         self.reconnects = 0
@@ -224,9 +224,9 @@ class Connection:
             run, result = self._runs.get(wanted.stream), results.get(wanted.stream)
             if run is None:  # left meanwhile
                 self._parting.append(wanted.stream)
-            elif result == "gap":
+            elif result in ("gap", "elsewhere"):
                 run.has_gap = True
-                run.inbox.put(Gap())
+                run.inbox.put(Gap() if result == "gap" else Elsewhere())
             elif result != "replayed":
                 self._give_up(wanted.stream, run)
         self._link, self.welcome = link, welcome
@@ -236,9 +236,7 @@ class Connection:
     def _give_up(self, stream: str, run: Run) -> None:
         """The server does not know a response any more: it ends here, once, as failed."""
         del self._runs[stream]
-        detail = "the server no longer has this response: it was started again, or the client was away for too long"
-        error = ErrorBody(code="replay_gone", title="No longer kept", detail=detail, retryable=True)
-        run.inbox.put(ResponseDone(stream=stream, seq=run.seq + 1, status="failed", finish_reason="error", error=error))
+        run.inbox.put(lost_end(stream, run.seq + 1))
 
     def _on_lost(self, link: Link, lost: ConnectionLost) -> None:
         if link is not self._link or self._lost is not None:
@@ -290,7 +288,7 @@ class Connection:
         """Repeat what was sent and not answered, in its order, before anything new is sent."""
         for one in [one for one in (*self._calls.values(), *self._starting.values()) if one.sends]:
             if not one.is_settled:
-                one.sends += 1
+                one.repeat()
                 await link.send(one.frame)
         for topic in [topic for topic in self._topics.values() if topic.stream]:
             topic.watch_id = self.next_id()
@@ -298,6 +296,18 @@ class Connection:
         while self._parting:
             await link.send(Cancel(id=self.next_id(), target=self._parting[-1]))
             self._parting.pop()
+
+    def _ask_again(self, run: Run, link: Link | None) -> None:
+        """A response that was begun on another gateway: ask this one until it has ended; over a new socket it was."""
+        if link is not None and self._link is link and self._starting.get(run.frame.id) is run:
+            task = asyncio.create_task(link.send(run.frame))
+            self._asking.add(task)
+            task.add_done_callback(self._asked)
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        if not task.cancelled():
+            task.exception()  # the connection broke: everything is sent again
 
     def _may_repeat(self, one: Sent) -> bool:
         return self.reconnect is not None and one.sends < self.reconnect.max_sends and can_repeat(one.frame)
@@ -372,6 +382,10 @@ class Connection:
 
     def _on_error(self, frame: ErrorFrame) -> None:
         error = server_error(frame.error)
+        if error.code == "runs_elsewhere" and frame.id in self._starting:
+            pause_s = (error.retry_after_ms or 500) / 1000
+            asyncio.get_running_loop().call_later(pause_s, self._ask_again, self._starting[frame.id], self._link)
+            return
         call = self._calls.get(frame.id) if frame.id else None
         if call is not None:
             call.fail(error)

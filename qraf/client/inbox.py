@@ -17,13 +17,17 @@ from qraf.frames import (
     UsageFrame,
 )
 
-__all__ = ["Gap", "Inbox"]
+__all__ = ["Elsewhere", "Gap", "Inbox"]
 
 _NEWEST_ONLY = (ResponseMetrics, Metrics, UsageFrame)
 
 
 class Gap:
     """Stands where frames of a response were lost for good: its text is fetched, then the stream goes on."""
+
+
+class Elsewhere(Gap):
+    """Another gateway runs the response, and no frame of it comes here any more: its end is fetched, too."""
 
 
 class Inbox:

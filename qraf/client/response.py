@@ -8,8 +8,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from qraf.client.connection import Connection
-from qraf.client.inbox import Gap, Inbox
+from qraf.client.inbox import Elsewhere, Gap, Inbox
+from qraf.client.sent import lost_end
 from qraf.errors import ConnectionLost, InvalidRequest, QrafError, ServerError
 from qraf.frames import (
     Enhance,
@@ -24,6 +27,8 @@ from qraf.frames import (
 )
 
 __all__ = ["Response"]
+
+_LOOK_S = 0.2
 
 
 class Response:
@@ -80,10 +85,11 @@ class Response:
                 if frame is None:
                     break
                 if isinstance(frame, Gap):
-                    frame = await self._fill()
-                    if not frame.text:
-                        continue
-                elif isinstance(frame, ResponseDelta) and frame.seq <= self._text_seq:
+                    for missed in await self._fill(has_end=isinstance(frame, Elsewhere)):
+                        self._gather(missed)
+                        yield missed
+                    continue
+                if isinstance(frame, ResponseDelta) and frame.seq <= self._text_seq:
                     continue
                 self._gather(frame)
                 yield frame
@@ -145,22 +151,36 @@ class Response:
                     await self.cancel()
             self._inbox.close(drop=True)
 
-    async def _fill(self) -> ResponseDelta:
-        """The text that was missed; what still comes of it is dropped."""
+    async def _fill(self, has_end: bool) -> list[ResponseDelta | ResponseDone]:
+        """The text that was missed; what still comes of it is dropped. With `has_end`: all of it, and the end."""
         give_up_at = asyncio.get_running_loop().time() + self._connection.timeout_s
         while True:
             try:
                 told = await self._fetch(self.id)
-                break
+                if not has_end or told["status"] != "running":
+                    break
+                await asyncio.sleep(_LOOK_S)
             except QrafError as error:
+                if isinstance(error, ServerError) and error.code == "not_found":
+                    return [lost_end(self.created.stream if self.created else "", self._text_seq)]
                 is_final = isinstance(error, ServerError) and not error.can_retry
                 if is_final or asyncio.get_running_loop().time() >= give_up_at:
                     raise
-                await asyncio.sleep(0.2)
+                pause_ms = error.retry_after_ms if isinstance(error, ServerError) else None
+                await asyncio.sleep(_LOOK_S if pause_ms is None else pause_ms / 1000)
         self.gaps += 1
         self._inbox.filled()
-        self._text_seq = told["seq"]
-        return ResponseDelta(stream=told["stream"], seq=told["seq"], text=told["text"][len(self.text) :], tokens=0)
+        stream, seq = told["stream"], told["seq"]
+        self._text_seq = seq
+        frames: list[ResponseDelta | ResponseDone] = []
+        if text := told["text"][len(self.text) :]:
+            frames.append(ResponseDelta(stream=stream, seq=seq, text=text, tokens=0))
+        if has_end:
+            names = ("status", "finish_reason", "usage", "error")
+            frames.append(
+                msgspec.convert({"stream": stream, "seq": seq, **{name: told[name] for name in names}}, ResponseDone)
+            )
+        return frames
 
     def _gather(self, frame: ServerFrame) -> None:
         match frame:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
+
 from qraf.client.inbox import Inbox
 from qraf.client.reconnect import can_repeat
 from qraf.errors import ConnectionLost
-from qraf.frames import ClientFrame, Enhance, ServerFrame, Watch
+from qraf.frames import ClientFrame, Enhance, ErrorBody, ResponseDone, ServerFrame, Watch
 
-__all__ = ["Call", "Run", "Sent", "Topic", "unrepeated"]
+__all__ = ["Call", "Run", "Sent", "Topic", "lost_end", "unrepeated"]
 
 
 class Sent:
@@ -23,6 +25,12 @@ class Sent:
     def is_settled(self) -> bool:
         """Whether nothing more is awaited."""
         return False
+
+    def repeat(self) -> None:
+        """It is sent once more."""
+        self.sends += 1
+        if isinstance(self.frame, Enhance) and self.frame.key is not None:
+            self.frame = msgspec.structs.replace(self.frame, again=True)
 
 
 class Call(Sent):
@@ -79,3 +87,10 @@ def unrepeated(one: Sent, lost: ConnectionLost) -> ConnectionLost:
     tag = one.frame.__struct_config__.tag
     why = f"was sent {one.sends} times" if can_repeat(one.frame) else "is not repeated, for it may have been done"
     return ConnectionLost(lost.url, f"{lost.reason}; `{tag}` {why}", lost.close)
+
+
+def lost_end(stream: str, seq: int) -> ResponseDone:
+    """The end of a response that no server knows any more."""
+    detail = "no server has this response any more: it was started again, or the client was away for too long"
+    error = ErrorBody(code="replay_gone", title="No longer kept", detail=detail, retryable=True)
+    return ResponseDone(stream=stream, seq=seq, status="failed", finish_reason="error", error=error)

@@ -24,6 +24,7 @@ from qraf.errors import (
     NotReady,
     QrafError,
     ReplayGone,
+    RunsElsewhere,
     Superseded,
 )
 from qraf.frames import (
@@ -60,7 +61,7 @@ from qraf.gateway.security.authority import Authority
 from qraf.gateway.security.guard import check_frame
 from qraf.gateway.security.principal import ANONYMOUS, Principal
 from qraf.gateway.watches import Usage, Watched, topic_for
-from qraf.sessions.response import Reader
+from qraf.sessions.response import Reader, Response
 from qraf.sessions.tenants import TenantService
 from qraf.state_frames import StateCommand, StateDone
 from qraf.times import format_time
@@ -259,7 +260,10 @@ class Stream:
                 self._meters.frame(str(command.__struct_config__.tag))
                 if not await self._may(command):
                     return
-                self._start(command)
+                if not isinstance(command, Hello):
+                    self._start(command)
+                elif not await self._greet(command):
+                    return
 
     async def _may(self, command: ClientFrame) -> bool:
         """Whether the other end may send this; where not, it is told and the connection ends."""
@@ -313,9 +317,6 @@ class Stream:
     def _start(self, command: ClientFrame) -> None:
         try:
             match command:
-                case Hello():
-                    self._coalesce_s = command.coalesce_ms / 1000
-                    self._greet(command)
                 case Ping():
                     self._answer(command.id, Pong(id=command.id))
                 case Cancel():
@@ -358,9 +359,13 @@ class Stream:
             self._enhances += 1
             self._early_cancels[command.id] = False
         else:
-            if self._commands >= limits.max_inflight_commands:
-                raise LimitExceeded("max_inflight_commands", limits.max_inflight_commands, self._commands + 1, 100)
-            self._commands += 1
+            self._count_command()
+
+    def _count_command(self) -> None:
+        most = self._limits.max_inflight_commands
+        if self._commands >= most:
+            raise LimitExceeded("max_inflight_commands", most, self._commands + 1, 100)
+        self._commands += 1
 
     async def _carry_out(
         self, command: SessionOpen | Recall | Write | Enhance | StateCommand, opening: tuple[asyncio.Task[None], ...]
@@ -456,8 +461,25 @@ class Stream:
             self._early_cancels[command.target] = True
             status = "accepted"
         else:
-            status = "not_found"
+            self._count_command()
+            self._own(self._cancel_elsewhere(command))
+            return
         self._answer(command.id, Ack(id=command.id, status=status))  # type: ignore[arg-type]
+
+    async def _cancel_elsewhere(self, command: Cancel) -> None:
+        status: Any = "not_found"
+        try:
+            if await self._service.find_response(command.target) is not None:
+                status = "duplicate"  # it has ended
+        except RunsElsewhere as running:
+            await self._service.cancel_elsewhere(running)
+            status = "accepted"
+        except Exception as error:
+            self._fail(command.id, error)
+            return
+        finally:
+            self._commands -= 1
+        self._answer(command.id, Ack(id=command.id, status=status))
 
     # ------------------------------------------------------------------------------------------------ watches
     def _watch(self, command: Watch) -> None:
@@ -530,14 +552,27 @@ class Stream:
         return self._connection.encode(frame)
 
     # ------------------------------------------------------------------------------------------------ hello
-    def _greet(self, hello: Hello) -> None:
-        """Welcome, with what became of the streams of an earlier connection; what they missed follows."""
+    async def _greet(self, hello: Hello) -> bool:
+        """Welcome, with what became of the streams of an earlier connection; what they missed follows.
+
+        False: that cannot be told now, and the connection ends.
+        """
+        self._coalesce_s = hello.coalesce_ms / 1000
+        try:
+            found = await asyncio.gather(*map(self._found, hello.resume))
+        except QrafError as error:
+            self.refuse(error, "hello", hello.id)
+            return False
         resumed: list[Resumed] = []
         readers: list[Reader] = []
-        for wanted in hello.resume:
-            reader = self._reader_of(wanted)
-            result: Any = "expired" if reader is None else reader.result
-            resumed.append(Resumed(stream=wanted.stream, result=result, epoch=self._service.epoch))
+        for wanted, response in zip(hello.resume, found, strict=True):
+            reader = response.attach(wanted.after_seq) if isinstance(response, Response) else None
+            result: Any = response if reader is None else reader.result
+            resumed.append(
+                Resumed(
+                    stream=wanted.stream, result=result, epoch=self._service.epoch if reader is None else wanted.epoch
+                )
+            )
             self._meters.resumes.labels(result).inc()
             if reader is not None:
                 readers.append(reader)
@@ -546,12 +581,16 @@ class Stream:
             self._readers.add(reader)  # also one whose task ends before its first step is let go
             self._enhances += 1
             self._own(self._resumed(reader))
+        return True
 
-    def _reader_of(self, wanted: Resume) -> Reader | None:
-        response = self._service.response(wanted.stream)
-        if response is None or (response.stream, response.epoch) != (wanted.stream, wanted.epoch):
-            return None
-        return response.attach(wanted.after_seq)
+    async def _found(self, wanted: Resume) -> Response | str:
+        """A response to go on with, or what to say where there is none."""
+        try:
+            response = await self._service.find_response(wanted.stream, after_seq=wanted.after_seq)
+        except RunsElsewhere:
+            return "elsewhere"
+        is_it = response is not None and (response.stream, response.epoch) == (wanted.stream, wanted.epoch)
+        return response if response is not None and is_it else "expired"
 
     def _welcome(self, id: str, resumed: tuple[Resumed, ...]) -> Welcome:
         service, limits = self._service, self._limits

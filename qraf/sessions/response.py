@@ -23,6 +23,7 @@ from qraf.frames import (
 )
 from qraf.records import Figures
 from qraf.sessions.rings import Ring, RingPool
+from qraf.storage.responses import ResponseRecord
 
 __all__ = ["Reader", "Response"]
 
@@ -45,11 +46,20 @@ class Response:
     """
 
     def __init__(
-        self, command_id: str, owner: str, clock: Clock, ring: Ring | None = None, *, key: str = "", epoch: str = ""
+        self,
+        command_id: str,
+        owner: str,
+        clock: Clock,
+        ring: Ring | None = None,
+        *,
+        key: str = "",
+        epoch: str = "",
+        session: str | None = None,
     ) -> None:
         self.id = f"rsp_{ULID()}"
         self.stream = f"str_{ULID()}"
         self.command_id, self.owner, self.key, self.epoch = command_id, owner, key, epoch
+        self.session, self.model = session, ""
         self.request = b""  # what the key stands for
         self.created_at, self.ended_at = clock.now(), 0.0
         self.left_at: float | None = clock.monotonic()
@@ -58,6 +68,7 @@ class Response:
         self.status = "running"
         self.finish_reason = ""
         self.usage = Usage()
+        self.state = Figures()
         self.error: ErrorBody | None = None
         self.cancel_reason = ""
         self.task: asyncio.Task[None] | None = None
@@ -87,6 +98,11 @@ class Response:
     def seq(self) -> int:
         """The last `seq` that was given."""
         return self._ring.last
+
+    @property
+    def last_seq(self) -> int:
+        """The `seq` of `response.done`, which is certain once the response has ended."""
+        return self.seq + len(self._waiting)
 
     @property
     def has_waiting(self) -> bool:
@@ -140,19 +156,23 @@ class Response:
         if self.has_ended:
             return
         self.usage, self.finish_reason, self.error = usage or self.usage, finish_reason, error
-        self._waiting.append(
-            ResponseDone(
-                stream=self.stream,
-                seq=0,
-                status=status,  # type: ignore[arg-type]
-                finish_reason=finish_reason,
-                usage=self.usage,
-                state=state or Figures(),
-                error=error,
-            )
-        )
-        self.status, self.ended_at = status, self._clock.now()
+        self.status, self.state, self.ended_at = status, state or self.state, self._clock.now()
+        self._waiting.append(self._done(0))
         self._wake()
+
+    def restore(self, record: ResponseRecord, seq: int) -> None:
+        """Become one that ended in another life of a gateway: its text and its end (`seq`), but no frame between."""
+        body = record.body
+        self.id, self.stream, self.created_at = record.id, record.stream, record.created_at
+        self.status, self.ended_at = record.status, record.ended_at or self._clock.now()
+        self.request, self.model = body.request, body.model
+        self.finish_reason, self.usage, self.state, self.error = body.finish_reason, body.usage, body.state, body.error
+        self._parts, self.length = [body.text], len(body.text)
+        self._ring.last, self._ring.has_ended = seq, True
+        created = ResponseCreated(
+            stream=self.stream, seq=1, id=self.command_id, response=self.id, model=self.model, epoch=self.epoch
+        )
+        self._pinned = {1: created, seq: self._done(seq)}
 
     def cancel(self, reason: str = "cancelled") -> bool:
         """Stop generating; the reader still gets what waits and the end. Harmless when late; returns whether it ran."""
@@ -246,6 +266,17 @@ class Response:
         if isinstance(before, _Delta) and isinstance(behind, _Delta) and before.length + behind.length <= _MAX_DELTA:
             before.add(behind.parts, behind.tokens)
             del self._waiting[place]
+
+    def _done(self, seq: int) -> ResponseDone:
+        return ResponseDone(
+            stream=self.stream,
+            seq=seq,
+            status=self.status,  # type: ignore[arg-type]
+            finish_reason=self.finish_reason,
+            usage=self.usage,
+            state=self.state,
+            error=self.error,
+        )
 
     def _wake(self) -> None:
         if self._reader is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 from ulid import ULID
 
@@ -11,6 +11,8 @@ from qraf.errors import LimitExceeded
 from qraf.sessions.response import Response
 from qraf.sessions.rings import RingPool
 from qraf.settings import LimitSettings
+from qraf.storage.responses import ResponseRecord
+from qraf.tenants import inside, tenant_of
 
 __all__ = ["Responses"]
 
@@ -25,7 +27,10 @@ class Responses:
         self._clock, self._limits = clock, limits
         self.epoch = str(ULID())[-16:].lower()
         self._pool = RingPool(
-            max_frames=limits.ring_frames, group_bytes=limits.ring_session_bytes, total_bytes=limits.ring_bytes
+            max_frames=limits.ring_frames,
+            group_bytes=limits.ring_session_bytes,
+            tenant_bytes=limits.ring_tenant_bytes,
+            total_bytes=limits.ring_bytes,
         )
         self._by_id: OrderedDict[str, Response] = OrderedDict()
         self._alias: dict[str, str] = {}
@@ -41,12 +46,32 @@ class Responses:
         if running >= most:
             raise LimitExceeded("max_running_responses", most, running + 1, retry_after_ms=1000)
         group = f"o/{owner}" if session is None else f"s/{session}"
-        ring = self._pool.open(group)
-        response = Response(command_id, owner, self._clock, ring, key=key or "", epoch=self.epoch)
+        ring = self._pool.open(group, tenant_of(owner))
+        response = Response(command_id, owner, self._clock, ring, key=key or "", epoch=self.epoch, session=session)
         response.grace_s = self._limits.response_grace_s
+        self.add(response)
+        return response
+
+    def add(self, response: Response) -> None:
+        """From now on it is found here."""
         self._by_id[response.id] = response
         for alias in _aliases(response):
             self._alias[alias] = response.id
+
+    def adopt(self, record: ResponseRecord, key: str, after_seq: int | None) -> Response:
+        """One that ended in another life of a gateway; it is found here from now on if its last `seq` is known.
+
+        That of one whose gateway died is not: it follows what its reader saw.
+        """
+        if (known := self._by_id.get(record.id)) is not None:
+            return known
+        owner = inside(record.tenant, "elsewhere")
+        response = Response(
+            record.body.command, owner, self._clock, key=key, epoch=record.epoch, session=record.session
+        )
+        response.restore(record, max(2, record.seq or (after_seq or 0) + 1))
+        if record.seq or after_seq is not None:
+            self.add(response)
         return response
 
     def find(self, target: str, owner: str | None = None) -> Response | None:
@@ -87,14 +112,26 @@ class Responses:
         return stays
 
     def sweep(self) -> None:
-        """Let go of ended responses that are too old or too many, or whose texts are too long together."""
+        """Let go of ended responses that are too old or too many, or whose texts are too long together.
+
+        Too many, or too much: the oldest go of the tenant that has most.
+        """
         now, limits = self._clock.now(), self._limits
-        ended = [r for r in self._by_id.values() if r.has_ended and r.left_at is not None]
-        room = limits.kept_text_bytes
-        for rank, response in enumerate(reversed(ended)):
-            room -= response.length
-            if rank >= limits.kept_responses or room < 0 or now - response.ended_at > limits.kept_response_s:
+        tenants: dict[str, deque[Response]] = {}
+        for response in [r for r in self._by_id.values() if r.has_ended and r.left_at is not None]:
+            if now - response.ended_at > limits.kept_response_s:
                 self._drop(response)
+            else:
+                tenants.setdefault(tenant_of(response.owner), deque()).append(response)
+        lengths = {tenant: sum(r.length for r in ended) for tenant, ended in tenants.items()}
+        while sum(map(len, tenants.values())) > limits.kept_responses:
+            most = max(tenants, key=lambda tenant: len(tenants[tenant]))
+            lengths[most] -= tenants[most][0].length
+            self._drop(tenants[most].popleft())
+        while sum(lengths.values()) > limits.kept_text_bytes:
+            most = max(lengths, key=lengths.__getitem__)
+            lengths[most] -= tenants[most][0].length
+            self._drop(tenants[most].popleft())
 
     def _drop(self, response: Response) -> None:
         del self._by_id[response.id]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from qraf.tenants import DEFAULT_TENANT
+
 __all__ = ["Ring", "RingPool"]
 
 _ENTRY_BYTES = 64  # what an entry weighs beside its frame
@@ -15,8 +17,8 @@ class Ring:
     Made by `RingPool.open`. Whoever fills it sets `has_ended` after the last frame.
     """
 
-    def __init__(self, pool: RingPool, group: str) -> None:
-        self._pool, self._group = pool, group
+    def __init__(self, pool: RingPool, group: str, tenant: str) -> None:
+        self._pool, self.group, self.tenant = pool, group, tenant
         self._entries: deque[bytes] = deque()
         self.last = self.size = 0
         self.has_ended = False
@@ -33,7 +35,7 @@ class Ring:
         self._grow(len(data) + _ENTRY_BYTES)
         if len(self._entries) > self._pool.max_frames:
             self.drop(1)
-        self._pool.fit(self._group)
+        self._pool.fit(self)
 
     def get(self, seq: int) -> bytes | None:
         """The frame with this `seq`; None when it is not kept."""
@@ -52,55 +54,72 @@ class Ring:
     def close(self) -> None:
         """Let everything go; the ring is not used any more."""
         self.drop()
-        self._pool.leave(self, self._group)
+        self._pool.leave(self)
 
     def _grow(self, size: int) -> None:
         self.size += size
-        self._pool.grow(self._group, size)
+        self._pool.grow(self, size)
 
 
 class RingPool:
     """What the rings of a gateway hold together.
 
-    When a group (a session; a connection where there is none) or all of them hold too much, the oldest ring whose
-    stream has ended is emptied; where there is none, the largest loses its older half.
+    When a group (a session; a connection where there is none), a tenant or all of them hold too much, the oldest ring
+    whose stream has ended is emptied; where there is none, the largest loses its older half. When all of them do, it is
+    a ring of the tenant that holds most, so that a tenant with no more than its even share loses nothing to others.
     """
 
-    def __init__(self, *, max_frames: int, group_bytes: int, total_bytes: int) -> None:
-        self.max_frames, self._group_bytes, self._total_bytes = max_frames, group_bytes, total_bytes
-        self._groups: dict[str, dict[Ring, None]] = {}  # in the order in which they were opened
-        self._sizes: dict[str, int] = {}
+    def __init__(self, *, max_frames: int, group_bytes: int, total_bytes: int, tenant_bytes: int | None = None) -> None:
+        self.max_frames, self._total_bytes = max_frames, total_bytes
+        self._group_bytes = group_bytes
+        self._tenant_bytes = total_bytes if tenant_bytes is None else tenant_bytes
+        self._groups: dict[str, _Share] = {}
+        self._tenants: dict[str, _Share] = {}
         self.size = 0
 
-    def open(self, group: str) -> Ring:
-        """A ring of a group."""
-        ring = Ring(self, group)
-        self._groups.setdefault(group, {})[ring] = None
-        self._sizes.setdefault(group, 0)
+    def open(self, group: str, tenant: str = DEFAULT_TENANT) -> Ring:
+        """A ring of a group; no group has rings of two tenants."""
+        ring = Ring(self, group, tenant)
+        self._groups.setdefault(group, _Share()).rings[ring] = None
+        self._tenants.setdefault(tenant, _Share()).rings[ring] = None
         return ring
 
-    def leave(self, ring: Ring, group: str) -> None:
+    def leave(self, ring: Ring) -> None:
         """A ring is gone."""
-        del self._groups[group][ring]
-        if not self._groups[group]:
-            del self._groups[group], self._sizes[group]
+        for shares, name in ((self._groups, ring.group), (self._tenants, ring.tenant)):
+            del shares[name].rings[ring]
+            if not shares[name].rings:
+                del shares[name]
 
-    def grow(self, group: str, size: int) -> None:
-        """A ring of this group holds so many bytes more."""
-        self._sizes[group] += size
+    def grow(self, ring: Ring, size: int) -> None:
+        """A ring holds so many bytes more."""
+        self._groups[ring.group].size += size
+        self._tenants[ring.tenant].size += size
         self.size += size
 
-    def fit(self, group: str) -> None:
-        """Let frames go until the group, and all groups together, hold what they may."""
-        while self._sizes[group] > self._group_bytes:
-            _relieve(list(self._groups[group]))
+    def fit(self, ring: Ring) -> None:
+        """Let frames go until the ring's group, its tenant, and all together hold what they may."""
+        group, tenant = self._groups[ring.group], self._tenants[ring.tenant]
+        while group.size > self._group_bytes:
+            group.relieve()
+        while tenant.size > self._tenant_bytes:
+            tenant.relieve()
         while self.size > self._total_bytes:
-            _relieve([ring for rings in self._groups.values() for ring in rings])
+            max(self._tenants.values(), key=lambda one: one.size).relieve()
 
 
-def _relieve(rings: list[Ring]) -> None:
-    ended = next((ring for ring in rings if ring.size and ring.has_ended), None)
-    if ended is not None:
-        ended.drop()
-    else:
-        max(rings, key=lambda ring: ring.size).halve()
+class _Share:
+    """The rings of a group or of a tenant, in the order in which they were opened, and their bytes."""
+
+    __slots__ = ("rings", "size")
+
+    def __init__(self) -> None:
+        self.rings: dict[Ring, None] = {}
+        self.size = 0
+
+    def relieve(self) -> None:
+        ended = next((ring for ring in self.rings if ring.size and ring.has_ended), None)
+        if ended is not None:
+            ended.drop()
+        else:
+            max(self.rings, key=lambda ring: ring.size).halve()

@@ -16,7 +16,17 @@ from qraf import __version__
 from qraf.actors.runtime import Runtime
 from qraf.actors.services import InlineServices, Services
 from qraf.clock import Clock, SystemClock
-from qraf.errors import InvalidRequest, NodeDown, NotFound, NotReady, QrafError, SealBroken, SessionClosed
+from qraf.errors import (
+    GatewayLost,
+    InvalidRequest,
+    NodeDown,
+    NotFound,
+    NotReady,
+    QrafError,
+    SealBroken,
+    SessionClosed,
+    StorageFailed,
+)
 from qraf.filters import validate
 from qraf.frames import (
     Enhance,
@@ -34,6 +44,7 @@ from qraf.network.placement import item_node, session_node
 from qraf.network.topology import Topology
 from qraf.records import Figures, Filter, ForgetReceipt, Item, collection_memory, session_memory
 from qraf.sessions.enhance import Enhancer
+from qraf.sessions.ledger import Ledger
 from qraf.sessions.meters import Meters
 from qraf.sessions.orders import Orders
 from qraf.sessions.recall import Address, Measurement, Recaller, ahead_of, evidence_out
@@ -43,8 +54,9 @@ from qraf.sessions.responses import Responses
 from qraf.sessions.states import States
 from qraf.sessions.write import Writer
 from qraf.settings import Settings
+from qraf.storage.database import is_in_memory
 from qraf.storage.journal import Journal, SessionRecord
-from qraf.tenants import DEFAULT_TENANT
+from qraf.tenants import DEFAULT_TENANT, tenant_of
 from qraf.text.generator import Generator
 from qraf.times import parse_time
 
@@ -93,6 +105,8 @@ class Service:
         )
         self.enhancer = Enhancer(topology, self.recaller, self.writer, self._generator, clock, self.meters)
         self.responses = Responses(clock, settings.limits)
+        shared = settings.data / "gateways" if settings.data.is_dir() and not is_in_memory(settings.journal()) else None
+        self.ledger = Ledger(journal.responses, self.responses, clock, settings.limits.kept_response_s, shared)
         self._generators: dict[str, Generator] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._down_since: dict[str, float] = {}
@@ -109,6 +123,7 @@ class Service:
         await self.states.establish(self.topology.states)
         await self.orders.start()
         await self.writer.start()
+        await self.ledger.start()
         await self.recaller.refresh()
         self._own(self._keep_up(), "keep up")
         self._own(self._sweep(), "sweep")
@@ -145,6 +160,7 @@ class Service:
         for generator in self._generators.values():
             await generator.aclose()
         await self.orders.close()
+        await self.ledger.close()
         await self.writer.close()
         await self.runtime.close()
         self._enter("closed")
@@ -325,16 +341,36 @@ class Service:
         if request.session is not None:
             await self._session(request.session)
         address: Address = self.recaller.address(request.session, request.collections)
-        started = self._started(request)  # the same command may have come twice meanwhile
+        elsewhere = await self._begun_elsewhere(request, tenant_of(owner)) if request.again else None
+        started = self._started(request) or elsewhere  # the same command may have come twice meanwhile
         if started is not None:
             return started
         response = self.responses.create(request.id, owner, session=request.session, key=request.key)
         response.request = _digest(request) if request.key else b""
+        response.model = (isinstance(request.generate, GenerateChoice) and request.generate.model) or ""
         task = self._own(self.enhancer.run(response, request, address), f"response {response.id}")
         response.task = task
         # a task that is cancelled before its first step runs no `finally`
-        task.add_done_callback(lambda _: response.end("cancelled", response.cancel_reason or "cancelled"))
+        task.add_done_callback(lambda _: self._ended(response))
+        self.ledger.note(response)
         return response
+
+    def _ended(self, response: Response) -> None:
+        response.end("cancelled", response.cancel_reason or "cancelled")
+        self.ledger.note(response)
+
+    async def _begun_elsewhere(self, request: Enhance, tenant: str) -> Response | None:
+        """The response that another gateway began with this key; None also where its gateway died, or nobody knows."""
+        try:
+            found = None if request.key is None else await self.ledger.find("", tenant, key=request.key)
+        except StorageFailed as error:
+            log.warning("a prompt may run a second time: %s", error)
+            return None
+        if found is None or (found.error is not None and found.error.code == GatewayLost.code):
+            return None
+        if found.request != _digest(request):
+            raise InvalidRequest("was used for another request already", "/key")
+        return found
 
     def _started(self, request: Enhance) -> Response | None:
         found = None if request.key is None else self.responses.of_key(request.key)
@@ -581,4 +617,6 @@ def _check_budget(budget: int | None, pointer: str) -> None:
 
 def _digest(request: Enhance) -> bytes:
     """What a key stands for, in 16 bytes."""
-    return hashlib.blake2b(msgspec.msgpack.encode(msgspec.structs.replace(request, id="")), digest_size=16).digest()
+    return hashlib.blake2b(
+        msgspec.msgpack.encode(msgspec.structs.replace(request, id="", again=False)), digest_size=16
+    ).digest()

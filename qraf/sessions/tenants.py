@@ -6,6 +6,9 @@ there: a name with a slash, which only inside names have, is answered as any nam
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -14,7 +17,7 @@ from msgspec import UNSET, UnsetType
 from ulid import ULID
 
 from qraf.actors.services import ServiceStatus
-from qraf.errors import InvalidRequest, NotFound, SessionNotFound
+from qraf.errors import InvalidRequest, NotFound, RunsElsewhere, SessionNotFound
 from qraf.frames import Enhance, NodeView, Recall, RecallDone, RouteOut, SessionOpen, SessionOpened, Write, WriteDone
 from qraf.network.placement import session_node
 from qraf.network.topology import Topology
@@ -42,6 +45,8 @@ from qraf.storage.records import SessionRecord
 from qraf.tenants import DEFAULT_TENANT, check_tenant, inside, plain, tenant_of
 
 __all__ = ["TenantService"]
+
+_LOOK_S = 0.25
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 _P = TypeVar("_P", bound=Preparation)
@@ -115,6 +120,30 @@ class TenantService:
             found = self.whole.response(name, None if owner is None else inside(self.tenant, owner))
             if found is not None and tenant_of(found.owner) == self.tenant:
                 return found
+        return None
+
+    async def find_response(
+        self, target: str, owner: str | None = None, *, after_seq: int | None = None
+    ) -> Response | None:
+        """As `response`; also one that another gateway ran. `after_seq`: what the reader that asks saw last.
+
+        Raises:
+            RunsElsewhere: another gateway runs it.
+            StorageFailed: the journal, which knows of others, does not answer.
+        """
+        found = self.response(target, owner)
+        if found is not None:
+            return found
+        return await self.whole.ledger.find(target, self.tenant, key=self._key(target), after_seq=after_seq)
+
+    async def cancel_elsewhere(self, running: RunsElsewhere, within_s: float = 0.0) -> Response | None:
+        """Have the gateway that runs a response stop it; the response, if it has ended within this time."""
+        await self.whole.ledger.cancel(running)
+        until = time.monotonic() + within_s
+        while time.monotonic() < until:
+            await asyncio.sleep(_LOOK_S)
+            with contextlib.suppress(RunsElsewhere):
+                return await self.find_response(running.response)
         return None
 
     # ------------------------------------------------------------------------------------------------ sessions

@@ -28,6 +28,7 @@ from qraf.storage.line import Line, retried
 from qraf.storage.pages import check_limit, decode_cursor, encode_cursor
 from qraf.storage.recent import Recent
 from qraf.storage.records import Committed, Draft, SessionRecord
+from qraf.storage.responses import ResponseTable
 from qraf.storage.rows import check_name, draft_row, made_item, session_row
 from qraf.storage.seal import MasterKeys
 from qraf.storage.sealed import open_items, open_session, plain_scopes, seal_code, seal_item, seal_session
@@ -58,6 +59,7 @@ class Journal(SessionStore):
         super().__init__(engine, clock, is_shared, masters, makes)
         self._recent = Recent()
         self.states = StateTable(self._write, self._read, clock, self.line, self._keyring)
+        self.responses = ResponseTable(self._write, self._read, clock, self.line, self._keyring)
         self.keys = KeyTable(self._write, self._read, self.line)
 
     @classmethod
@@ -189,6 +191,8 @@ class Journal(SessionStore):
         """Forget everything of a memory and destroy its key; the number of items that were there."""
         with self._write("drop memory") as connection:
             forgotten = self._bury(connection, _items.c.memory == memory)
+            if memory.startswith("s/"):
+                connection.execute(delete(tables.responses).where(tables.responses.c.session == memory[2:]))
             self._change_key(connection, memory)
         self._recent.forget(lambda _, where: where == memory)
         self._scrub()

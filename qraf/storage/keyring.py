@@ -18,7 +18,7 @@ from qraf.storage import tables
 from qraf.storage.seal import DataKey, MasterKeys, NotOpened, bound, new_key
 from qraf.tenants import tenant_of
 
-__all__ = ["Keyring", "states_scope", "tenant_of_scope"]
+__all__ = ["Keyring", "responses_scope", "states_scope", "tenant_of_scope"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +35,15 @@ def states_scope(state: str) -> str:
     return f"states/{tenant_of(state)}"
 
 
+def responses_scope(tenant: str) -> str:
+    """The scope of the key for those responses of a tenant that belong to no session."""
+    return f"responses/{tenant}"
+
+
 def tenant_of_scope(scope: str) -> str:
     """Whose a scope is."""
     kind, _, name = scope.partition("/")
-    return name if kind == "states" else tenant_of(name)
+    return name if kind in ("states", "responses") else tenant_of(name)
 
 
 class Keyring:

@@ -29,9 +29,11 @@ __all__ = [
     "codes",
     "data_keys",
     "fences",
+    "gateways",
     "items",
     "keys",
     "metadata",
+    "responses",
     "runs",
     "sessions",
     "snapshots",
@@ -39,7 +41,7 @@ __all__ = [
     "tickets",
 ]
 
-REVISION = "0006"  # the newest migration; a test holds it against the files
+REVISION = "0007"  # the newest migration; a test holds it against the files
 
 metadata = MetaData()
 
@@ -220,3 +222,35 @@ data_keys = Table(
 )
 Index("data_keys_scope", data_keys.c.scope, unique=True)
 Index("data_keys_master", data_keys.c.master)
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("stream", String(64), nullable=False),
+    Column("asked", LargeBinary, nullable=False),  # digest of the command's key; empty: it had none
+    Column("tenant", String(64), nullable=False),
+    Column("session", String(512)),
+    Column("epoch", String(64), nullable=False),  # the life of a gateway that it belongs to
+    Column("status", String(16), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("seq", Integer, nullable=False),  # of its last frame; 0: not known
+    Column("wish", String(16), nullable=False),  # what another gateway's client wants: read, cancel, or nothing
+    Column("wished_at", Double, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("key", BigInteger),
+)
+Index("responses_stream", responses.c.stream, unique=True)
+Index("responses_asked", responses.c.tenant, responses.c.asked)
+Index("responses_epoch", responses.c.epoch, responses.c.status)
+Index("responses_session", responses.c.session)
+Index("responses_ended_at", responses.c.ended_at)
+
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("epoch", String(64), primary_key=True),
+    Column("name", String(256), nullable=False),
+    Column("seen_at", Double, nullable=False),
+)

@@ -222,7 +222,8 @@ async def test_what_was_not_answered_is_sent_again_as_it_was() -> None:
         assert q.reconnects == 4
         for kind in ("recall", "write", "session.open", "enhance"):
             first, second = server.of(kind)
-            assert first == second
+            again = {"again": True} if kind == "enhance" else {}  # which another gateway may have begun
+            assert first | again == second
         assert server.of("enhance")[0]["key"].startswith("key_")
 
 

@@ -113,3 +113,14 @@ def test_each_life_of_a_gateway_has_an_epoch_of_its_own() -> None:
     assert responses(FakeClock()).epoch != responses(FakeClock()).epoch
     table = responses(FakeClock())
     assert table.create("1", "me").epoch == table.epoch
+
+
+def test_a_tenant_with_many_ended_responses_pushes_out_its_own() -> None:
+    table = responses(FakeClock(), running=100, kept=10)
+    few = [table.create(str(i), "acme/me") for i in range(3)]
+    many = [table.create(str(i), "bolt/me") for i in range(30)]
+    for response in (*few, *many):
+        response.end("completed")
+    table.sweep()
+    assert all(table.find(one.id) is one for one in few)
+    assert [table.find(one.id) is one for one in many] == [False] * 23 + [True] * 7

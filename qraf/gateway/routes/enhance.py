@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qraf.errors import InvalidRequest, NotFound, ReplayGone
+from qraf.errors import InvalidRequest, NotFound, ReplayGone, RunsElsewhere
 from qraf.frames import ClientInfo, Enhance, ErrorBody, EvidenceOut, Hop, RouteOut, Usage
 from qraf.gateway.bodies import answer, body_of, failure, gate, query, read, request_id, time_out, to_frame
 from qraf.gateway.openapi import operation
@@ -28,6 +28,7 @@ _SSE = (
 )
 _RESPONSE = {"response": "the response's id, its stream, or its key"}
 _MOST = 2**53
+_CANCEL_S = 3.0  # how long it may take another gateway to stop a response
 
 
 class HopOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,8 +105,9 @@ async def enhance(request: Request) -> Response:
     gateway = gate(request)
     body = await read(request, EnhanceBody)
     frame = to_frame(Enhance, body, request)
+    frame = msgspec.structs.replace(frame, again=frame.key is not None)  # over HTTP nobody says so
     after_seq = _last_event_id(request) or 0
-    if after_seq and (frame.key is None or gateway.service.response(frame.key) is None):
+    if after_seq and (frame.key is None or await gateway.service.find_response(frame.key, after_seq=after_seq) is None):
         if frame.key is None:
             raise InvalidRequest("`Last-Event-ID` needs the `key` that the response was started with", "/key")
         raise ReplayGone(frame.key, after_seq)
@@ -122,9 +124,12 @@ async def enhance(request: Request) -> Response:
 
 @router.get("/responses/{response}", openapi_extra=operation(path=_RESPONSE, answer=ResponseOut))
 async def get_response(request: Request) -> Response:
-    """A response while it runs and a short while after, with its whole text."""
+    """A response while it runs and a short while after, with its whole text.
+
+    One that another gateway runs is `runs_elsewhere` (503, with `Retry-After`) until it has ended.
+    """
     query(request, NoQuery)
-    return answer(_snapshot(_find(request)))
+    return answer(_snapshot(await _find(request)))
 
 
 @router.get(
@@ -145,14 +150,21 @@ async def get_events(request: Request) -> Response:
     asked = query(request, EventsQuery)
     check_number(asked.after_seq, "/query/after_seq", 0, _MOST)
     after_seq = _last_event_id(request)
-    return _events(request, _find(request), asked.after_seq if after_seq is None else after_seq)
+    after_seq = asked.after_seq if after_seq is None else after_seq
+    return _events(request, await _find(request, after_seq), after_seq)
 
 
 @router.post("/responses/{response}/cancel", openapi_extra=operation(path=_RESPONSE, answer=CancelOut))
 async def cancel_response(request: Request) -> Response:
     """Stop a response; harmless when late."""
-    found = _find(request)
-    was_running = found.cancel()
+    try:
+        found = await _find(request)
+        was_running = found.cancel()
+    except RunsElsewhere as running:
+        ended = await gate(request).service.cancel_elsewhere(running, _CANCEL_S)
+        if ended is None:
+            raise
+        found, was_running = ended, True
     return answer({**_snapshot(found), "was_running": was_running})
 
 
@@ -187,9 +199,9 @@ def _last_event_id(request: Request) -> int | None:
     return int(told)
 
 
-def _find(request: Request) -> Running:
+async def _find(request: Request, after_seq: int | None = None) -> Running:
     name = request.path_params["response"]
-    found = gate(request).service.response(name)
+    found = await gate(request).service.find_response(name, after_seq=after_seq)
     if found is None:
         raise NotFound("response", name)
     return found

@@ -1,0 +1,229 @@
+"""The journal's table of responses: what another gateway has to know of them when a client asks it for one.
+
+A response is written when it begins and when it has ended, never for a delta. Its row belongs to one life of a gateway
+(`epoch`), which says that it is alive by `beat`; when that life is over, `bury` ends what still ran. What a response
+said is sealed under the key of its session, or of its tenant's responses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, delete, insert, or_, select, update
+
+from qraf.clock import Clock
+from qraf.errors import SealBroken
+from qraf.frames import ErrorBody, Usage
+from qraf.records import Figures, session_memory
+from qraf.storage import tables
+from qraf.storage.keyring import Keyring, responses_scope
+from qraf.storage.line import Line, retried
+from qraf.storage.seal import DataKey, NotOpened, bound
+
+__all__ = ["GatewayRecord", "ResponseBody", "ResponseRecord", "ResponseTable"]
+
+_LONGEST_ID = 64
+_responses, _gateways, _sessions = tables.responses, tables.gateways, tables.sessions
+
+
+class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a response is sealed. `request` is the digest of the command that its key stands for."""
+
+    command: str = ""
+    model: str = ""
+    request: bytes = b""
+    text: str = ""
+    finish_reason: str = ""
+    usage: Usage = Usage()
+    state: Figures = Figures()
+    error: ErrorBody | None = None
+
+
+class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A response as the journal holds it. `seq` is that of its last frame, 0 where that is not known."""
+
+    id: str
+    stream: str
+    tenant: str
+    epoch: str
+    status: str
+    created_at: float
+    session: str | None = None
+    key: str | None = None
+    ended_at: float | None = None
+    seq: int = 0
+    wished_at: float = 0.0
+    body: ResponseBody = ResponseBody()
+
+
+class GatewayRecord(msgspec.Struct, frozen=True):
+    """A life of a gateway, and when it last said that it is alive (seconds since 1970)."""
+
+    epoch: str
+    name: str
+    seen_at: float
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ResponseBody).decode
+
+
+class ResponseTable:
+    """The responses of a journal, which makes it; every method blocks and may raise `StorageFailed`."""
+
+    def __init__(
+        self,
+        write: Callable[..., AbstractContextManager[Connection]],
+        read: Callable[[str], AbstractContextManager[Connection]],
+        clock: Clock,
+        line: Line,
+        keyring: Keyring,
+    ) -> None:
+        self._write, self._read, self._clock, self.line, self._keyring = write, read, clock, line, keyring
+
+    # ------------------------------------------------------------------------------------------------ responses
+    @retried
+    def put(self, records: Sequence[ResponseRecord]) -> None:
+        """Write responses that begin or have ended; of one whose end is written nothing changes any more.
+
+        Those of sessions that were deleted are left out. This does not wait for the disk.
+        """
+        with self._write("write responses", "relaxed") as connection:
+            ids = [one.id for one in records]
+            there = set(connection.execute(select(_responses.c.id).where(_responses.c.id.in_(ids))).scalars())
+            sessions = {one.session for one in records if one.session is not None}
+            known = set(connection.execute(select(_sessions.c.id).where(_sessions.c.id.in_(sessions))).scalars())
+            kept = [one for one in records if one.session is None or one.session in known]
+            keys = self._keyring.current(connection, {_scope(one.tenant, one.session) for one in kept})
+            new = []
+            for one in kept:
+                key = keys.get(_scope(one.tenant, one.session))
+                body = _encode(one.body)
+                row = {
+                    "status": one.status,
+                    "ended_at": one.ended_at,
+                    "seq": one.seq,
+                    "body": body if key is None else key.seal(body, _belongs(one.tenant, one.id)),
+                    "key": None if key is None else key.id,
+                }
+                if one.id in there:
+                    runs = (_responses.c.id == one.id, _responses.c.status == "running")
+                    connection.execute(update(_responses).where(*runs).values(row))
+                    continue
+                row |= {"id": one.id, "stream": one.stream, "asked": _digest(one.key), "tenant": one.tenant}
+                row |= {"session": one.session, "epoch": one.epoch, "created_at": one.created_at}
+                new.append(row | {"wish": "", "wished_at": 0.0})
+            if new:
+                connection.execute(insert(_responses), new)
+
+    @retried
+    def find(self, tenant: str, name: str, key: str | None = None) -> ResponseRecord | None:
+        """A tenant's response by id, stream or key, the newest; None also where its session was erased."""
+        names = []
+        if len(name) <= _LONGEST_ID and name.isascii() and name.isprintable():
+            names = [_responses.c.id == name, _responses.c.stream == name]
+        if key:
+            names.append(_responses.c.asked == _digest(key))
+        query = select(_responses).where(_responses.c.tenant == tenant, or_(False, *names))
+        with self._read("read response") as connection:
+            row = connection.execute(query.order_by(_responses.c.created_at.desc()).limit(1)).first()
+            return None if row is None else self._opened(connection, row)
+
+    @retried
+    def wish(self, id: str, what: str) -> None:
+        """Tell the gateway that runs a response what a client of another one wants: `read` or `cancel`."""
+        change = {"wish": what, "wished_at": self._clock.now()}
+        runs = (_responses.c.id == id, _responses.c.status == "running", _responses.c.wish != "cancel")
+        with self._write("write responses", "relaxed") as connection:
+            connection.execute(update(_responses).where(*runs).values(change))
+
+    @retried
+    def wishes(self, epoch: str) -> dict[str, tuple[str, float]]:
+        """What clients of other gateways want of the responses of this life that run, and since when."""
+        query = select(_responses.c.id, _responses.c.wish, _responses.c.wished_at).where(
+            _responses.c.epoch == epoch, _responses.c.status == "running", _responses.c.wish != ""
+        )
+        with self._read("read responses") as connection:
+            return {row.id: (row.wish, row.wished_at) for row in connection.execute(query)}
+
+    @retried
+    def sweep(self, ended_before: float) -> None:
+        """Delete responses that ended before a time."""
+        query = select(_responses.c.id).where(_responses.c.ended_at < ended_before).limit(1)
+        with self._read("read responses") as connection:
+            if connection.execute(query).first() is None:
+                return
+        with self._write("delete responses", "relaxed") as connection:
+            connection.execute(delete(_responses).where(_responses.c.ended_at < ended_before))
+
+    # ------------------------------------------------------------------------------------------------- gateways
+    @retried
+    def beat(self, epoch: str, name: str) -> None:
+        """This life of a gateway goes on."""
+        now = self._clock.now()
+        with self._write("write gateways", "relaxed") as connection:
+            change = update(_gateways).where(_gateways.c.epoch == epoch).values(seen_at=now)
+            if not connection.execute(change).rowcount:
+                connection.execute(insert(_gateways).values(epoch=epoch, name=name, seen_at=now))
+
+    @retried
+    def gateways(self) -> list[GatewayRecord]:
+        """Those that are alive, or were not buried yet."""
+        with self._read("read gateways") as connection:
+            return [GatewayRecord(row.epoch, row.name, row.seen_at) for row in connection.execute(select(_gateways))]
+
+    @retried
+    def bury(self, epochs: Collection[str]) -> int:
+        """These lives are over: what still ran in them has failed; how many responses that were."""
+        change = {"status": "failed", "ended_at": self._clock.now()}
+        runs = (_responses.c.epoch.in_(epochs), _responses.c.status == "running")
+        with self._write("write gateways") as connection:
+            ended = connection.execute(update(_responses).where(*runs).values(change)).rowcount
+            connection.execute(delete(_gateways).where(_gateways.c.epoch.in_(epochs)))
+        return ended
+
+    def _opened(self, connection: Connection, row: Row[Any]) -> ResponseRecord | None:
+        scope, key = _scope(row.tenant, row.session), None
+        if row.key is not None:
+            key = self._keyring.by_id(connection, [row.key]).get(row.key)
+            if key is None:  # its session was erased
+                return None
+        elif self._keyring.sealed(connection, [scope]):
+            return None  # of a time before this scope was sealed, or put there by somebody else
+        return ResponseRecord(
+            id=row.id,
+            stream=row.stream,
+            tenant=row.tenant,
+            epoch=row.epoch,
+            status=row.status,
+            created_at=row.created_at,
+            session=row.session,
+            ended_at=row.ended_at,
+            seq=row.seq,
+            wished_at=row.wished_at,
+            body=_body(row, scope, key),
+        )
+
+
+def _body(row: Row[Any], scope: str, key: DataKey | None) -> ResponseBody:
+    try:
+        return _decode(row.body if key is None else key.open(row.body, _belongs(row.tenant, row.id)))
+    except (NotOpened, msgspec.DecodeError):
+        why = "it was changed or is another's"
+        raise SealBroken(row.tenant, scope, f"response '{row.id}'", why) from None
+
+
+def _scope(tenant: str, session: str | None) -> str:
+    return responses_scope(tenant) if session is None else session_memory(session)
+
+
+def _belongs(tenant: str, id: str) -> bytes:
+    return bound(tenant, "responses", id)
+
+
+def _digest(key: str | None) -> bytes:
+    return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=16).digest() if key else b""

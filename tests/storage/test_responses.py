@@ -1,0 +1,117 @@
+"""Responses in the journal, on SQLite and on PostgreSQL: written at both ends, found, buried, sealed, erased."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from qraf.clock import FakeClock
+from qraf.errors import SealBroken
+from qraf.frames import Usage
+from qraf.storage.journal import Journal
+from qraf.storage.records import SessionRecord
+from qraf.storage.responses import ResponseBody, ResponseRecord
+from qraf.storage.seal import MasterKeys
+
+SECRET = "the nuts are behind the red door"
+
+
+@pytest.fixture
+def sealed(any_url: str, masters: MasterKeys, clock: FakeClock) -> Iterator[Journal]:
+    journal = Journal.open(any_url, clock, masters)
+    yield journal
+    journal.close()
+
+
+def record(name: str = "1", **change: object) -> ResponseRecord:
+    given = {
+        "id": f"rsp_{name}",
+        "stream": f"str_{name}",
+        "tenant": "acme",
+        "epoch": "e1",
+        "status": "running",
+        "created_at": 1.0,
+        "key": f"k{name}",
+        "body": ResponseBody(command="c1", model="m", request=b"12"),
+    }
+    return ResponseRecord(**(given | change))  # type: ignore[arg-type]
+
+
+def ended(name: str = "1", **change: object) -> ResponseRecord:
+    body = ResponseBody(command="c1", text=SECRET, finish_reason="stop", usage=Usage(completion_tokens=7))
+    return record(name, **({"status": "completed", "ended_at": 5.0, "seq": 9, "body": body} | change))
+
+
+def test_a_response_is_found_by_id_stream_and_key_by_its_tenant_alone(journal: Journal) -> None:
+    table = journal.responses
+    table.put([record("1"), record("2")])
+    table.put([ended("1")])
+    for found in (table.find("acme", "rsp_1"), table.find("acme", "str_1"), table.find("acme", "", "k1")):
+        assert found == ended("1", key=None)
+    assert table.find("acme", "rsp_2").status == "running"  # type: ignore[union-attr]
+    assert table.find("bolt", "rsp_1", "k1") is None
+    assert table.find("acme", "k1") is None
+    assert table.find("acme", "\0" * 3, "") is None
+
+
+def test_what_has_ended_does_not_change_any_more(journal: Journal) -> None:
+    table = journal.responses
+    table.put([record()])
+    table.beat("e1", "alpha:1")
+    assert table.bury(["e1"]) == 1
+    table.put([ended()])  # the gateway was taken for dead, and was not
+    found = table.find("acme", "rsp_1")
+    assert found is not None
+    assert (found.status, found.seq, found.body.text) == ("failed", 0, "")
+    assert table.gateways() == []
+    assert table.bury(["e1"]) == 0
+
+
+def test_a_gateway_says_that_it_lives_and_hears_what_others_want(journal: Journal, clock: FakeClock) -> None:
+    table = journal.responses
+    table.put([record("1"), record("2"), record("3", epoch="e2")])
+    table.beat("e1", "alpha:1")
+    clock.advance(3)
+    table.beat("e1", "alpha:1")
+    assert [(one.epoch, one.name, one.seen_at) for one in table.gateways()] == [("e1", "alpha:1", clock.now())]
+    table.wish("rsp_1", "read")
+    table.wish("rsp_2", "cancel")
+    table.wish("rsp_2", "read")  # a cancel is not taken back
+    table.wish("rsp_3", "cancel")
+    assert {name: wish for name, (wish, _) in table.wishes("e1").items()} == {"rsp_1": "read", "rsp_2": "cancel"}
+    table.put([ended("2")])
+    assert set(table.wishes("e1")) == {"rsp_1"}
+
+
+def test_old_ends_are_swept_and_running_ones_stay(journal: Journal) -> None:
+    table = journal.responses
+    table.put([ended("1"), ended("2", ended_at=50.0), record("3")])
+    table.sweep(ended_before=20.0)
+    assert [table.find("acme", f"rsp_{n}") is not None for n in "123"] == [False, True, True]
+
+
+def test_the_text_is_sealed_and_an_erased_session_takes_it_along(sealed: Journal) -> None:
+    journal, table = sealed, sealed.responses
+    journal.create_session(SessionRecord(id="acme/ann", created_at=1.0))
+    table.put([ended("1", session="acme/ann"), ended("2")])
+    with journal._read("look") as connection:
+        rows = connection.exec_driver_sql("SELECT body FROM responses").scalars().all()
+    assert len(rows) == 2
+    assert not any(SECRET.encode() in bytes(row) for row in rows)
+    assert table.find("acme", "rsp_1").body.text == SECRET  # type: ignore[union-attr]
+    journal.delete_session("acme/ann")
+    journal.drop_memory("s/acme/ann")
+    assert table.find("acme", "rsp_1") is None
+    table.put([ended("3", session="acme/ann")])  # its gateway did not know yet
+    assert table.find("acme", "rsp_3") is None
+    assert table.find("acme", "rsp_2").body.text == SECRET  # type: ignore[union-attr]
+
+
+def test_a_row_of_another_tenant_fails_its_tag(sealed: Journal) -> None:
+    table = sealed.responses
+    table.put([ended("1"), ended("2", tenant="bolt")])
+    with sealed._write("swap") as connection:
+        connection.exec_driver_sql("UPDATE responses SET tenant = 'acme' WHERE id = 'rsp_2'")
+    with pytest.raises(SealBroken):
+        table.find("acme", "rsp_2")
