@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +39,7 @@ from qraf.settings import EncoderSettings, Settings
 from qraf.state_orders import StateAnswer, StateCompare, StateExport, StateMeasure, StateOrder, StatePrepare, StateRead
 from qraf.text.generator import Endpoint, Lease
 
-__all__ = ["GenerateElsewhere", "HostedRuntime", "NodeHealth"]
+__all__ = ["GenerateElsewhere", "HostedRuntime", "NodeHealth", "Process"]
 
 EncodeElsewhere = Callable[..., Awaitable[NDArray[np.float32]]]
 
@@ -54,6 +56,7 @@ Key = tuple[str, str]  # node and memory
 
 _SMOOTHING = 0.2  # weight of the newest latency in the moving average
 _MAX_ADVERTISEMENTS = 8192
+_MAX_REREAD = 65_536  # memories of which it is known that they have been read again; others are once more
 _POOL_GROWTH = 0.02  # the pooled state is made anew when this share of its items is new
 _ABSORB_S_PER_ITEM = 0.25  # a long write may take longer than any other call
 
@@ -70,6 +73,16 @@ class NodeHealth:
     latency_ms: float = 0.0
     load: float = 0.0
     measured_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process of the network, for operators. `epoch` 0: it has none."""
+
+    what: str
+    pid: int
+    machine: str
+    epoch: int = 0
 
 
 class HostedRuntime:
@@ -93,6 +106,7 @@ class HostedRuntime:
         self._epochs: dict[str, int] = {}  # of the hosts that are up
         self._reports: dict[str, HostReport] = {}
         self._stale: dict[Key, int] = {}  # memories that may lack what the journal has; the number counts the misses
+        self._reread_done: OrderedDict[Key, None] | None = None  # those read since `_reread`; None: nothing is suspect
         self._seen: dict[str, tuple[int, dict[str, int]]] = {}  # host -> epoch and revisions of the advertisements
         self._ads: OrderedDict[Key, Advertisement] = OrderedDict()
         self._withdrawn: list[Key] = []  # what the router is still to be told
@@ -287,6 +301,16 @@ class HostedRuntime:
         self._pooled = pooled, items
         return pooled
 
+    def _reread(self) -> None:
+        """Let every memory read the journal once more, at its next recall.
+
+        Another gateway may have died between a commit and the absorb that belongs to it.
+        """
+        self._reread_done = OrderedDict()
+
+    def _is_unread(self, key: Key) -> bool:
+        return self._reread_done is not None and key not in self._reread_done
+
     def _withdraw(self, node: str, memory: str) -> None:
         """Advertise this memory no more, until its node does so anew."""
         if self._ads.pop((node, memory), None) is not None:
@@ -297,6 +321,10 @@ class HostedRuntime:
         """Counters of the memory nodes that answer."""
         reports = await asyncio.gather(*(self._ping(host) for host in list(self._epochs)), return_exceptions=True)
         return [one for report in reports if not isinstance(report, BaseException) for one in report.stats]
+
+    def processes(self) -> list[Process]:
+        """This process, and those of the network that are known."""
+        return [Process("gateway", os.getpid(), socket.gethostname())]
 
     def views(self) -> list[NodeView]:
         """Every node as last known."""
@@ -395,13 +423,18 @@ class HostedRuntime:
     async def _send_recall(self, host: str, batch: list[list[Visit]]) -> list[list[NodeAnswer]]:
         visits = [visit for group in batch for visit in group]
         keys = {(visit.node, visit.memory) for visit in visits}
-        stale = {key: self._stale[key] for key in keys if key in self._stale}
+        stale = {key: self._stale.get(key, 0) for key in keys if key in self._stale or self._is_unread(key)}
+        reread = self._reread_done
         start = self._clock.monotonic()
         answers: list[NodeAnswer] = await self._ask(host, "recall", visits, frozenset(stale))
         ms = (self._clock.monotonic() - start) * 1e3
         for key, misses in stale.items():
+            if reread is not None:
+                reread[key] = None
             if self._stale.get(key) == misses:  # none was added meanwhile
                 del self._stale[key]
+        while reread is not None and len(reread) > _MAX_REREAD:
+            reread.popitem(last=False)
         for node in {visit.node for visit in visits}:
             health = self.health[node]
             mean = ms if not health.latency_ms else health.latency_ms + _SMOOTHING * (ms - health.latency_ms)

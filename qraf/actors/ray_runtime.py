@@ -1,4 +1,4 @@
-"""Hosts and the embedded engine as Ray actors, and the shell that keeps them running; the supervisor decides."""
+"""The nodes as a gateway on Ray sees them: the supervisor says who is up, the hosts are called directly."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import os
 import secrets
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 # read when Ray is imported: without it Ray takes SIGTERM from the process that serves, with a stack trace
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
-from qraf.actors.hosted import HostedRuntime, NodeHealth
-from qraf.actors.messages import HostReport, Spell
-from qraf.actors.processes import EngineActor, HostActor
+from qraf.actors.hosted import HostedRuntime, NodeHealth, Process
+from qraf.actors.messages import HostReport
+from qraf.actors.ray_supervisor import HOLD_S, SupervisorActor, kill, named_actors
 from qraf.actors.replies import ping, raised, reply
-from qraf.actors.spare import Spare
-from qraf.actors.supervisor import Supervisor
+from qraf.actors.standing import ENGINE, SUPERVISOR, Charter, Joined, Post, Standing
 from qraf.clock import Clock
-from qraf.errors import InvalidRequest, NodeDown, QrafError
-from qraf.network.topology import HostSpec, Topology
+from qraf.errors import InvalidRequest, NodeDown, NotReady, QrafError
+from qraf.network.topology import Topology
 from qraf.settings import Settings
 from qraf.text.generator import Endpoint
 
@@ -36,24 +36,24 @@ if TYPE_CHECKING:
 __all__ = ["RayRuntime"]
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
-_ENGINE = "embedded engine"  # its name in the supervisor's books; no host can be called so
-_START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 10.0
-# threads: reading never waits behind writing, states or services, a probe behind none of them
-_GROUPS = {"read": 12, "write": 8, "states": 4, "work": 1, "control": 2}
-_GROUP_OF = {
+_START_TIMEOUT_S = 150.0
+_JOIN_TIMEOUT_S = 15.0
+_STOP_TIMEOUT_S = 15.0
+_LEAVE_TIMEOUT_S = 1.0
+_MOST_JOINS = 12  # in a row, over some seconds; then it is not the dead one's name that is in the way
+_AGAIN_S = 5.0
+_GROUP_OF = {  # of a host's threads, see `ray_supervisor`
     "absorb": "write",
     "forget": "write",
     "drop": "write",
     "recode": "write",
     "states": "states",
     "work": "work",
-    "adopt": "control",
 }
 
-_HostActor: Any = ray.remote(concurrency_groups=_GROUPS)(HostActor)
-_EngineActor: Any = ray.remote(max_concurrency=4)(EngineActor)
+_SupervisorActor: Any = ray.remote(SupervisorActor)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -64,9 +64,12 @@ def _is_news(record: logging.LogRecord) -> bool:
 class RayRuntime(HostedRuntime):
     """Every host an actor; starts a Ray of its own, or joins the cluster at `settings.runtime.address`.
 
-    Actors have `max_restarts=0`: Ray then tells of a death in 20 ms instead of 1.4 s, and a successor has its epoch
-    before it starts. A spare process with a loaded encoder takes over, because importing torch alone takes seconds.
-    On a cluster the actors are detached and found again; `close` leaves them running there unless told otherwise.
+    Which hosts there are and under which epoch they are called is the supervisor's word (`ray_supervisor`), itself an
+    actor: the first gateway of a namespace makes it, and so does the first one that misses it. While there is none,
+    calls go on to the hosts that are known. A host's death is seen by the call that meets it, 20 ms later.
+
+    With a Ray of its own everything ends with this process. On a cluster supervisor and hosts stay, for other gateways
+    and for the next one; `close` leaves them running there unless told otherwise.
 
     Args:
         encoder: makes the encoder inside each host; must be importable there. Default: what the settings name.
@@ -83,20 +86,28 @@ class RayRuntime(HostedRuntime):
         encoder: Callable[[], Encoder] | None = None,
     ) -> None:
         super().__init__(topology, settings, clock=clock, window_ms=settings.runtime.batch_window_ms)
-        self._url = settings.journal()
-        self._masters = settings.seal, settings.master_key_file()
-        if ":memory:" in self._url:
+        if ":memory:" in settings.journal():
             raise InvalidRequest("hosts are other processes: they need a journal in a file or on a server")
-        self._load = encoder
         self._has_engine = self._needs_engine and not any(one.name == "generate" for one in topology.services)
-        names = [*topology.hosts, *([_ENGINE] if self._has_engine else [])]
-        self.supervisor = Supervisor(names, self._clock)
+        self._charter = Charter(
+            topology=topology,
+            journal_url=settings.journal(),
+            encoder=self._encoder_settings(),
+            states=settings.states,
+            runtime=settings.runtime,
+            generator=settings.generator if self._has_engine else None,
+            masters=(settings.seal, settings.master_key_file()),
+            load=encoder,
+        )
+        self._gateway = secrets.token_hex(8)
+        self._supervisor: Any = None
+        self._standing: Standing | None = None
+        self._posts: dict[str, Post] = {}
+        self._news = asyncio.Event()
         self._actors: dict[str, Any] = {}
         self._gone: dict[str, asyncio.Future[None]] = {}  # done when the host of that name is given up
-        self._engine_at: Endpoint | None = None
-        self._spare: Spare[Any] = Spare(lambda: self._create_host(None), self._clock)
+        self._buried: dict[str, int] = {}  # epochs that this gateway saw end, whatever the supervisor still believes
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._wake = asyncio.Event()
         self._owns_ray = False
         # processes of an embedded Ray die with the thread that started them, so this one lives as long as the runtime
         self._ray_thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
@@ -104,28 +115,28 @@ class RayRuntime(HostedRuntime):
 
     # ------------------------------------------------------------------------------------------------ life
     async def start(self) -> None:
-        """Start Ray, then hosts and engine at once; returns when all answer.
+        """Join Ray and the supervisor, or start them; returns when all hosts and the engine answer.
 
         Raises:
-            NodeDown: something did not start; everything is stopped again.
+            NodeDown: something did not start; what this gateway started is stopped again.
+            InvalidRequest: other gateways are served in this namespace, with another topology or journal.
         """
+        joined: Joined | None = None
         self.phase = "starting Ray"
         try:
             await asyncio.get_running_loop().run_in_executor(self._ray_thread, self._connect)
             self.phase = "starting hosts"
-            await self._attach()
-            async with asyncio.TaskGroup() as group:
-                for name in self.supervisor.due():
-                    group.create_task(self._bring_up(name))
-            for charge in self.supervisor.charges.values():
-                if charge.phase != "up":
-                    raise NodeDown(charge.name, charge.reason)
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                joined = await self._enlist()
+                self._own(self._follow(), "follow the supervisor")
+                while not self._is_complete():
+                    await self._news.wait()
         except BaseException as error:
-            await self.close()
-            raise error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error from None
-        self._mark_generators()
+            await self.close(stop_hosts=True if joined == "first" else None)
+            if isinstance(error, TimeoutError):
+                raise NodeDown(SUPERVISOR, "start timed out") from None
+            raise
         self.phase = "ready"
-        self._own(self._watch())
 
     async def close(self, stop_hosts: bool | None = None) -> None:
         """Stop what was started; on a cluster the hosts stay, unless `stop_hosts`. Twice does nothing."""
@@ -135,11 +146,12 @@ class RayRuntime(HostedRuntime):
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        spare = await self._spare.close()
         await self._close_batchers()
         if stop_hosts if stop_hosts is not None else not self.settings.runtime.address:
-            actors = [*self._actors.values(), *([spare] if spare is not None else [])]
-            await asyncio.gather(*(self._stop(actor) for actor in actors))
+            await self._stop_all()
+        elif self._supervisor is not None:
+            with contextlib.suppress(RayError, TimeoutError):
+                await reply(self._supervisor.leave.remote(self._gateway), _LEAVE_TIMEOUT_S)
         for host in list(self._epochs):
             self._host_down(host)
         self._actors.clear()
@@ -148,6 +160,17 @@ class RayRuntime(HostedRuntime):
         if self._owns_ray:
             await asyncio.get_running_loop().run_in_executor(self._ray_thread, ray.shutdown)
         self._ray_thread.shutdown(wait=False)
+
+    def processes(self) -> list[Process]:
+        """This process, the supervisor's, and those of the hosts and the engine that are up."""
+        found = super().processes()
+        if self._standing is not None:
+            found.append(Process(SUPERVISOR, self._standing.pid, self._standing.machine, 0))
+        for post in self._posts.values():
+            if post.pid and post.epoch != self._buried.get(post.name):
+                what = post.name if post.name == ENGINE else f"host {post.name}"
+                found.append(Process(what, post.pid, post.machine, post.epoch))
+        return found
 
     def _connect(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -171,188 +194,142 @@ class RayRuntime(HostedRuntime):
         finally:
             logger.removeFilter(_is_news)
 
-    # ------------------------------------------------------------------------------------------------ starting
-    async def _bring_up(self, name: str) -> None:
-        """Start or replace one process; on failure the supervisor decides when to try again."""
-        epoch = self.supervisor.begin(name)
-        actor = None
-        try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                if name == _ENGINE:
-                    actor = await self._create("engine", _EngineActor, self.settings.generator)
-                    self._engine_at = raised(await reply(actor.start.remote()))
-                    report = None
-                else:
-                    spec = self.topology.hosts[name]
-                    actor = await self._take_spare(spec) or await self._create_host(spec)
-                    adopt = actor.call.options(concurrency_group="control").remote
-                    report = raised(await reply(adopt("adopt", self._spell(name, epoch))))
-        except (TimeoutError, RayError, QrafError) as error:
-            self.supervisor.lost(name, epoch, str(error) or "start timed out")
-            _log.warning("'%s' did not start (epoch %d): %s", name, epoch, error)
-            await self._kill(actor)
+    async def _stop_all(self) -> None:
+        """End hosts, engine and supervisor; without a supervisor what is there is killed."""
+        if self._supervisor is not None:
+            with contextlib.suppress(RayError, TimeoutError):
+                await reply(self._supervisor.stop.remote(), _STOP_TIMEOUT_S)
+        if not ray.is_initialized():
             return
-        except BaseException:
-            await self._kill(actor)
-            raise
-        if not self.supervisor.arrived(name, epoch):
-            await self._kill(actor)
-            return
-        self._actors[name] = actor
-        self._gone[name] = asyncio.get_running_loop().create_future()
-        self.restarts[name] = self.supervisor.charges[name].restarts
-        if report is not None:
-            self._host_up(report)
-            up = len(self._epochs)
-            if self.phase.startswith("starting"):
-                self.phase = f"starting hosts ({up} of {len(self.topology.hosts)})"
-        else:
-            self._mark_generators()
+        with contextlib.suppress(RayError):
+            left = await self._blocking(named_actors, self.settings.runtime.namespace)
+            await asyncio.gather(*(self._blocking(kill, actor) for actor in left.values()))
 
-    def _spell(self, name: str, epoch: int) -> Spell:
-        return Spell(name, epoch, self.topology, self.settings.states)
+    # ------------------------------------------------------------------------------------------------ the supervisor
+    async def _enlist(self) -> Joined:
+        """Join the supervisor of the namespace. When there is none it is made; of several who try, one does.
 
-    async def _create(self, name: str, kind: Any, *args: Any, gpus: float = 0.0) -> Any:
-        options: dict[str, Any] = {
-            "num_cpus": 0,
-            "num_gpus": gpus,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-            "namespace": self.settings.runtime.namespace,
-        }
-        if self.settings.runtime.address:
-            options["lifetime"] = "detached"
-
-        def create() -> Any:
+        Raises:
+            InvalidRequest: it keeps another network, for other gateways.
+            NodeDown: none could be made.
+        """
+        pause_s, reason = 0.02, ""
+        charter = replace(self._charter, epoch=max((post.epoch for post in self._posts.values()), default=0))
+        for _ in range(_MOST_JOINS):
+            supervisor = None
             try:
-                return kind.options(name=name, **options).remote(*args)
-            except ray.exceptions.ActorAlreadyExistsError:  # the dead keep their names for a moment
-                return kind.options(name=f"{name}~{secrets.token_hex(4)}", **options).remote(*args)
+                supervisor = await self._blocking(partial(self._get_supervisor, charter))
+                joined: Joined = raised(await reply(supervisor.join.remote(self._gateway, charter), _JOIN_TIMEOUT_S))
+                if joined != "replace":
+                    self._supervisor = supervisor
+                    return joined
+                _log.warning("the network that other gateways left in this namespace is replaced")
+                await self._blocking(kill, supervisor)
+            except TimeoutError:
+                reason = "it hangs"
+                await self._blocking(kill, supervisor)
+            except (RayError, NotReady) as error:  # the dead keep their names for a moment
+                reason = str(error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.0, 2 * pause_s)
+        raise NodeDown(SUPERVISOR, reason)
 
-        return await asyncio.get_running_loop().run_in_executor(self._lookups, create)
-
-    async def _create_host(self, spec: HostSpec | None) -> Any:
-        """A new host process whose encoder is loaded; without a spec, a spare."""
-        gpus = spec.gpus if spec else 0.0
-        wants_gpu = spec is not None and spec.device != "cpu" and gpus > 0
-        name = f"host/{spec.name}" if spec else "host/spare"
-        actor = await self._create(
-            name, _HostActor, self._url, self._encoder_settings(), wants_gpu, self._load, self._masters, gpus=gpus
+    def _get_supervisor(self, charter: Charter) -> Any:
+        """Blocks. Ray registers one actor of a name; who comes later gets a handle to it."""
+        options = _SupervisorActor.options(
+            name=SUPERVISOR,
+            namespace=self.settings.runtime.namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=0,  # gateways then hear of its death in 20 ms
+            max_task_retries=0,
         )
-        try:
-            ready = actor.ready.options(concurrency_group="read").remote
-            raised(await reply(ready(), _START_TIMEOUT_S))
-        except BaseException:
-            await self._kill(actor)
-            raise
-        return actor
+        return options.remote(charter)
 
-    async def _take_spare(self, spec: HostSpec) -> Any:
-        """The spare, if it fits and still answers."""
-        actor = None if spec.gpus else await self._spare.take()
-        if actor is not None:
-            try:
-                await ping(actor, self.settings.runtime.probe_timeout_s)
-            except (RayError, TimeoutError):
-                await self._kill(actor)
-                return None
-        return actor
-
-    async def _attach(self) -> None:
-        """On a cluster: take over the hosts that an earlier gateway left, with their memories."""
-        space = self.settings.runtime.namespace
-        if not self.settings.runtime.address:
-            return
-
-        def find() -> list[Any]:
-            named = ray.util.list_named_actors(all_namespaces=True)
-            names = [one["name"] for one in named if one["namespace"] == space and one["name"].startswith("host/")]
-            return [ray.get_actor(name, namespace=space) for name in names]
-
-        for actor in await asyncio.get_running_loop().run_in_executor(self._lookups, find):
-            try:
-                report = await ping(actor, self.settings.runtime.probe_timeout_s)
-            except (RayError, TimeoutError):
-                await self._kill(actor)
-                continue
-            self.supervisor.observe(report.epoch)
-            if report.name in self.topology.hosts and report.name not in self._actors:
-                self._actors[report.name] = actor
-            else:
-                await self._kill(actor)  # a spare, or a host of another topology
-        for name, actor in list(self._actors.items()):
-            epoch = self.supervisor.begin(name)
-            try:
-                adopt = actor.call.options(concurrency_group="control").remote
-                report = raised(await reply(adopt("adopt", self._spell(name, epoch)), 10.0))
-            except (RayError, TimeoutError, QrafError) as error:
-                del self._actors[name]
-                self.supervisor.lost(name, epoch, str(error))
-                await self._kill(actor)
-                continue
-            self.supervisor.arrived(name, epoch)
-            self._gone[name] = asyncio.get_running_loop().create_future()
-            self._host_up(report)
-
-    # ------------------------------------------------------------------------------------------------ watching
-    async def _watch(self) -> None:
-        """Probe, start what is due, keep a spare; wakes at once when something dies."""
-        limits = self.settings.runtime
+    async def _follow(self) -> None:
+        """Hear what the supervisor says, for ever; one that died or hangs is replaced."""
+        term, version, missed = "", 0, 0
+        wait_s = HOLD_S + self.settings.runtime.probe_timeout_s
         while True:
-            self._wake.clear()
-            for name in self.supervisor.due():
-                self._own(self._bring_up(name))
-            for charge in list(self.supervisor.charges.values()):
-                if charge.phase == "up" and not self._is_probing(charge.name):
-                    self._own(self._probe(charge.name, charge.epoch), f"probe {charge.name}")
-            if limits.spare_hosts and all(one.phase == "up" for one in self.supervisor.charges.values()):
-                self._spare.keep()  # only then: it must not slow down what is needed
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), limits.probe_every_s)
+            try:
+                standing = await reply(self._supervisor.standing.remote(self._gateway, term, version), wait_s)
+                missed = 0
+                if standing is not None:
+                    self._apply(standing)
+                    term, version = standing.term, standing.version
+            except TimeoutError:
+                missed += 1
+                if missed >= 2:
+                    _log.warning("the supervisor hangs; another one takes over")
+                    await self._blocking(kill, self._supervisor)
+                    await self._enlist_again()
+            except RayError as error:
+                _log.warning("the supervisor is gone (%s); another one takes over", type(error).__name__)
+                await self._enlist_again()
 
-    async def _probe(self, name: str, epoch: int) -> None:
-        actor = self._actors[name]
-        try:
-            if name == _ENGINE:
-                if not await reply(actor.alive.remote(), self.settings.runtime.probe_timeout_s):
-                    self._lost(name, epoch, "the engine stopped")
-            else:
-                report = await ping(actor, self.settings.runtime.probe_timeout_s)
-                if report.epoch == epoch == self._epochs.get(name):
-                    self._note(report)
-            self.supervisor.answered(name, epoch)
-        except TimeoutError:
-            if self.supervisor.missed(name, epoch):
-                self._given_up(name, epoch, "hangs")
-        except RayError as error:
-            self._lost(name, epoch, type(error).__name__)
+    async def _enlist_again(self) -> None:
+        while True:
+            try:
+                await self._enlist()
+                return
+            except QrafError as error:
+                _log.error("no supervisor; calls go on to the hosts that are known, none is replaced: %s", error)
+                await asyncio.sleep(_AGAIN_S)
 
-    def _lost(self, name: str, epoch: int, reason: str) -> None:
-        if self.supervisor.lost(name, epoch, reason):
-            self._given_up(name, epoch, reason)
+    def _apply(self, standing: Standing) -> None:
+        """What is the supervisor's word from now on."""
+        last, self._standing = self._standing, standing
+        if last is None:
+            is_new = standing.has_found or standing.departures > 0
+        else:
+            is_new = (last.term, last.departures) != (standing.term, standing.departures)
+        if is_new:
+            self._reread()
+        for post in standing.posts:
+            name, before = post.name, self._posts.get(post.name)
+            is_up = post.phase == "up" and post.epoch != self._buried.get(name)
+            if name in self._actors and (not is_up or before is None or before.epoch != post.epoch):
+                self._drop(name, post.reason or "replaced")
+            self._posts[name], self.restarts[name] = post, post.restarts
+            if is_up and name not in self._actors:
+                self._actors[name], self._gone[name] = post.actor, asyncio.get_running_loop().create_future()
+                if post.report is not None:
+                    self._host_up(post.report)
+            elif is_up and post.report is not None:
+                self._note(post.report)
+        self._mark_generators()
+        if self.phase.startswith("starting"):
+            self.phase = f"starting hosts ({len(self._epochs)} of {len(self.topology.hosts)})"
+        self._news.set()
 
-    def _given_up(self, name: str, epoch: int, reason: str) -> None:
-        """The process is dead to us: nothing it still says counts, and its successor may start."""
-        _log.warning("'%s' is down (epoch %d): %s", name, epoch, reason)
-        gone = self._gone.pop(name, None)
-        if gone is not None:
-            gone.set_result(None)
-        actor = self._actors.pop(name, None)
-        if actor is not None:
-            self._own(self._kill(actor))
-        if name == _ENGINE:
-            self._engine_at = None
+    def _is_complete(self) -> bool:
+        """Whether everything is up; to be asked after each news.
+
+        Raises:
+            NodeDown: something does not start.
+        """
+        self._news.clear()
+        for post in self._posts.values():
+            if post.has_failed:
+                raise NodeDown(post.name, post.reason)
+        return self._standing is not None and len(self._actors) == len(self._charter.names)
+
+    def _drop(self, name: str, reason: str) -> None:
+        """The process is dead to us: nothing it still says counts."""
+        _log.warning("'%s' is down (epoch %d): %s", name, self._posts[name].epoch, reason)
+        self._gone.pop(name).set_result(None)
+        del self._actors[name]
+        if name == ENGINE:
             self._mark_generators()
         else:
             self._host_down(name)
-        self._wake.set()
 
     def _mark_generators(self) -> None:
         for spec in self.topology.generators():
             own = bool(spec.url or self.settings.generator.url) or not self._has_engine
-            up = own or self._engine_at is not None
-            epoch = 1 if own else self.supervisor.charges[_ENGINE].epoch
-            self.health[spec.name] = NodeHealth(up=up, epoch=epoch)
+            epoch = 1 if own else self._posts[ENGINE].epoch
+            self.health[spec.name] = NodeHealth(up=own or ENGINE in self._actors, epoch=epoch)
 
     # ------------------------------------------------------------------------------------------------ asking
     async def _call(self, host: str, epoch: int, method: str, args: tuple[Any, ...], timeout_s: float) -> Any:
@@ -365,19 +342,33 @@ class RayRuntime(HostedRuntime):
                 return answer.result()
             raise TimeoutError if not gone.done() else NodeDown(host, "given up")
         except RayError as error:
-            self._lost(host, epoch, type(error).__name__)
+            self._report(host, epoch, error)
             raise NodeDown(host, type(error).__name__) from None
         finally:
             answer.cancel()
 
+    def _report(self, host: str, epoch: int, error: RayError) -> None:
+        """Tell the supervisor of a host that died, or that cannot be reached from here: then it looks for itself."""
+        if not isinstance(error, ActorDiedError):
+            _log.warning("a call to host '%s' failed: %s", host, error)
+            self._own(self._say("suspect", host, epoch), "report")
+        elif self._epochs.get(host) == epoch:
+            self._buried[host] = epoch
+            self._drop(host, type(error).__name__)
+            self._own(self._say("lost", host, epoch, type(error).__name__), "report")
+
+    async def _say(self, method: str, *args: Any) -> None:
+        with contextlib.suppress(RayError, TimeoutError):  # a supervisor that died will see it for itself
+            await reply(getattr(self._supervisor, method).remote(*args), self.settings.runtime.probe_timeout_s)
+
     def _why_down(self, host: str) -> str:
-        charge = self.supervisor.charges[host]
-        return charge.reason or charge.phase
+        post = self._posts.get(host)
+        return "not up" if post is None else post.reason or ("died" if post.phase == "up" else post.phase)
 
     async def _ping(self, host: str) -> HostReport:
         actor = self._actors.get(host)
         if actor is None:
-            raise NodeDown(host, self.supervisor.charges[host].phase)
+            raise NodeDown(host, self._why_down(host))
         try:
             report = await ping(actor, self.settings.runtime.probe_timeout_s)
         except (RayError, TimeoutError) as error:
@@ -387,24 +378,16 @@ class RayRuntime(HostedRuntime):
         return report
 
     def _engine_endpoint(self, node: str) -> Endpoint:
-        if self._engine_at is None:
+        post = self._posts.get(ENGINE)
+        if post is None or post.endpoint is None or ENGINE not in self._actors:
             raise NodeDown(node, "the embedded engine does not run")
-        return self._engine_at
+        return post.endpoint
 
-    # ------------------------------------------------------------------------------------------------ stopping
-    async def _stop(self, actor: Any) -> None:
-        """Let an actor store what waits, then kill it."""
-        with contextlib.suppress(RayError, TimeoutError):
-            await reply(actor.stop.remote(), _STOP_TIMEOUT_S)
-        await self._kill(actor)
+    # ------------------------------------------------------------------------------------------------ tasks, threads
+    async def _blocking(self, call: Callable[..., _T], *args: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._lookups, partial(call, *args))
 
-    async def _kill(self, actor: Any) -> None:
-        """Kill an actor's process; one that is stopped or hangs is killed by its raylet 5 s later."""
-        if actor is not None:
-            with contextlib.suppress(RayError, ValueError):
-                await asyncio.get_running_loop().run_in_executor(self._lookups, partial(ray.kill, actor))
-
-    def _own(self, work: Coroutine[Any, Any, Any], name: str | None = None) -> None:
+    def _own(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -413,6 +396,3 @@ class RayRuntime(HostedRuntime):
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("task %s failed", task.get_name(), exc_info=error)
-
-    def _is_probing(self, name: str) -> bool:
-        return any(task.get_name() == f"probe {name}" for task in self._tasks)

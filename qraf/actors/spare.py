@@ -39,6 +39,13 @@ class Spare(Generic[T]):
         if self._making is None and self._clock.monotonic() >= self._not_before:
             self._making = asyncio.get_running_loop().create_task(self._make(), name="spare")
 
+    def put(self, make: Callable[[], Coroutine[None, None, T]]) -> bool:
+        """Let one that is there already, or is being made, be the spare; False when there is one."""
+        if self._making is not None:
+            return False
+        self._making = asyncio.get_running_loop().create_task(make(), name="spare")
+        return True
+
     async def take(self) -> T | None:
         """The spare, or None. One in the making is waited for: it is ahead of one that begins now.
 

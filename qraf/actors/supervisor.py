@@ -12,11 +12,12 @@ from typing import Literal
 
 from qraf.clock import Clock
 
-__all__ = ["Charge", "Supervisor"]
+__all__ = ["Attendance", "Charge", "Supervisor"]
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _CALM_S = 30.0  # up for so long: the next failure counts as the first again
+_AWAY_S = 4.0  # a gateway asks every second; one that was silent for so long has vanished
 
 
 @dataclass(slots=True)
@@ -31,7 +32,13 @@ class Charge:
     missed: int = 0  # probes in a row
     retry_at: float = 0.0
     up_since: float = 0.0
+    was_up: bool = False
     reason: str = ""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its very first start failed: then another one will hardly do better."""
+        return self.failures > 0 and not self.was_up
 
 
 class Supervisor:
@@ -46,9 +53,20 @@ class Supervisor:
         self._epoch = 0
         self.charges: dict[str, Charge] = {name: Charge(name) for name in names}
 
+    @property
+    def epoch(self) -> int:
+        """The highest epoch so far."""
+        return self._epoch
+
     def observe(self, epoch: int) -> None:
         """Start above an epoch that was found in use."""
         self._epoch = max(self._epoch, epoch)
+
+    def found(self, name: str, epoch: int) -> None:
+        """A process was found that an earlier supervisor had started; it goes on in its epoch."""
+        self.observe(epoch)
+        charge = self.charges[name]
+        charge.phase, charge.epoch, charge.was_up, charge.up_since = "up", epoch, True, self._clock.monotonic()
 
     def due(self) -> list[str]:
         """What should be started now."""
@@ -68,7 +86,7 @@ class Supervisor:
         charge = self.charges[name]
         if not self._is_current(charge, epoch) or charge.phase != "starting":
             return False
-        charge.phase, charge.up_since, charge.reason = "up", self._clock.monotonic(), ""
+        charge.phase, charge.was_up, charge.up_since, charge.reason = "up", True, self._clock.monotonic(), ""
         return True
 
     def answered(self, name: str, epoch: int) -> None:
@@ -101,3 +119,32 @@ class Supervisor:
     @staticmethod
     def _is_current(charge: Charge, epoch: int) -> bool:
         return charge.epoch == epoch and epoch > 0
+
+
+class Attendance:
+    """Which gateways are there. Plain: its caller tells when one asks, and when one says goodbye."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: dict[str, float] = {}
+        self.departures = 0  # of those that vanished without a word
+
+    def saw(self, gateway: str) -> None:
+        """It asks."""
+        self._seen[gateway] = self._clock.monotonic()
+
+    def left(self, gateway: str) -> None:
+        """It said goodbye: everything that it had begun has ended."""
+        self._seen.pop(gateway, None)
+
+    def sweep(self) -> bool:
+        """Strike off those that have vanished; True when there are such."""
+        gone = [one for one, at in self._seen.items() if self._clock.monotonic() - at >= _AWAY_S]
+        for one in gone:
+            del self._seen[one]
+        self.departures += len(gone)
+        return bool(gone)
+
+    def others(self, gateway: str, since: float = 0.0) -> bool:
+        """Whether another gateway is there, or was seen after a moment on the clock."""
+        return any(one != gateway and at >= since for one, at in self._seen.items())

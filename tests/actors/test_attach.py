@@ -1,18 +1,26 @@
-"""On a cluster hosts outlive the gateway, and the next gateway finds them."""
+"""Several gateways on one set of hosts: what one writes the others recall, and hosts outlive them all."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 
-from qraf.errors import NodeDown
+from qraf.errors import InvalidRequest, NodeDown
+from qraf.settings import Settings
 from qraf.storage.journal import Journal
 from tests.actors import samples
 from tests.actors.samples import FACTS, commit, visit
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+if TYPE_CHECKING:
+    from qraf.actors.ray_runtime import RayRuntime
+
+pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 
 def is_running(pid: int) -> bool:
@@ -22,33 +30,99 @@ def is_running(pid: int) -> bool:
         return False
 
 
-async def test_hosts_outlive_their_gateway_and_are_fenced_from_it(ray_cluster: None, tmp_path: Path) -> None:
+def gateway(settings: Settings, name: str = "lab") -> RayRuntime:
     from qraf.actors.ray_runtime import RayRuntime
 
-    settings = samples.settings(tmp_path, spare_hosts=0, address="auto")
-    journal = Journal.open(settings.journal())
-    first = RayRuntime(samples.topology(), settings, encoder=samples.encoder)
-    await first.start()
-    await first.absorb("desk", "s/ann", await asyncio.to_thread(commit, journal, "s/ann", list(FACTS)))
-    pids = {name: report.pid for name, report in first._reports.items()}
-    highest = max(first._epochs.values())
-    actors, epochs = dict(first._actors), dict(first._epochs)
-    await first.close()
-    assert all(is_running(pid) for pid in pids.values())
+    return RayRuntime(replace(samples.topology(), name=name), settings, encoder=samples.encoder)
 
-    second = RayRuntime(samples.topology(), settings, encoder=samples.encoder)
+
+async def count(runtime: RayRuntime, memory: str) -> int:
+    [answer] = [one async for one in runtime.recall([visit("desk", memory, "parrot")])]
+    assert not answer.error
+    return answer.items_scanned
+
+
+@pytest.fixture(scope="module")
+def settings(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return samples.settings(tmp_path_factory.mktemp("attach"), spare_hosts=0, address="auto")
+
+
+@pytest.fixture(scope="module")
+def journal(settings: Settings) -> Journal:
+    return Journal.open(settings.journal())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def first(settings: Settings) -> AsyncIterator[RayRuntime]:
+    runtime = gateway(settings)
+    await runtime.start()
+    yield runtime
+    await runtime.close()
+
+
+def pids(runtime: RayRuntime) -> dict[str, int]:
+    return {one.what: one.pid for one in runtime.processes()}
+
+
+async def test_two_gateways_serve_the_same_memories(first: RayRuntime, settings: Settings, journal: Journal) -> None:
+    second = gateway(settings)
     await second.start()
-    assert {name: report.pid for name, report in second._reports.items()} == pids
-    assert min(second._epochs.values()) > highest
-    answers = [one async for one in second.recall([visit("desk", "s/ann", "parrot")])]
-    assert [(one.error, one.items_scanned) for one in answers] == [("", len(FACTS))]
+    assert set(pids(second)) == {"gateway", "supervisor", "host front", "host back"}
+    assert pids(second) == pids(first)
+    await first.absorb("desk", "s/ann", await asyncio.to_thread(commit, journal, "s/ann", list(FACTS[:3])))
+    await second.absorb("desk", "s/ann", await asyncio.to_thread(commit, journal, "s/ann", list(FACTS[3:]), "b"))
+    assert (await count(first, "s/ann"), await count(second, "s/ann")) == (6, 6)
+    assert {(ad.memory, ad.items) for ad in await second.advertisements()} == {("s/ann", 6)}
+    await second.close()
+    assert await count(first, "s/ann") == 6
 
-    # the gateway that was before, should it wake up, is refused by the hosts themselves
-    refusal = await actors["front"].call.options(concurrency_group="read").remote("sketches", epochs["front"])
-    assert isinstance(refusal, NodeDown)
-    assert "stale epoch" in refusal.reason
 
-    await second.close(stop_hosts=True)
-    while any(is_running(pid) for pid in pids.values()):
-        await asyncio.sleep(0.05)
-    journal.close()
+async def test_another_topology_is_refused_while_somebody_is_served(first: RayRuntime, settings: Settings) -> None:
+    other = gateway(settings, "other")
+    with pytest.raises(InvalidRequest, match=r"'lab' there, 'other' here.*QRAF_RUNTIME__NAMESPACE"):
+        await other.start()
+    elsewhere = settings.model_copy(update={"journal_url": "sqlite:////tmp/elsewhere.db"})
+    with pytest.raises(InvalidRequest, match="another configuration: journal"):
+        await gateway(elsewhere).start()
+    assert len(await first.encode(["still there"])) == 1
+
+
+async def test_a_gateway_that_vanished_leaves_no_item_unrecalled(
+    first: RayRuntime, settings: Settings, journal: Journal
+) -> None:
+    vanishing = gateway(settings)
+    await vanishing.start()
+    await vanishing.absorb("desk", "s/bob", await asyncio.to_thread(commit, journal, "s/bob", list(FACTS[:2])))
+    assert await count(first, "s/bob") == 2
+    await asyncio.to_thread(commit, journal, "s/bob", ["it is committed, and absorbed by nobody"], "late")
+    for task in tuple(vanishing._tasks):  # as if its process were killed: it asks no more, and says nothing
+        task.cancel()
+    async with asyncio.timeout(15):
+        while await count(first, "s/bob") < 3:
+            await asyncio.sleep(0.2)
+
+
+async def test_hosts_outlive_their_gateways_and_the_next_one_may_replace_the_network(
+    first: RayRuntime, settings: Settings
+) -> None:
+    before, held = pids(first), dict(first._epochs)
+    await first.close()
+    assert all(is_running(pid) for what, pid in before.items())
+    second = gateway(settings)
+    await second.start()
+    assert (pids(second), second._epochs) == (before, held)
+    assert await count(second, "s/ann") == 6
+    await second.close()
+
+    third = gateway(settings, "other")  # nobody is served any more
+    await third.start()
+    assert not set(pids(third).values()) & set(before.values()) - {before["gateway"]}
+    assert min(third._epochs.values()) > max(held.values())
+    assert await count(third, "s/ann") == 6
+    after = pids(third)
+    await third.close(stop_hosts=True)
+    with pytest.raises(NodeDown):
+        await third.encode(["late"])
+    async with asyncio.timeout(10):
+        while any(is_running(pid) for what, pid in (*before.items(), *after.items()) if what != "gateway"):
+            await asyncio.sleep(0.05)

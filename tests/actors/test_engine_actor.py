@@ -27,7 +27,8 @@ async def answer(endpoint: Endpoint, settings: object) -> str:
 async def test_the_engine_answers_and_a_killed_one_is_replaced(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 
-    from qraf.actors.ray_runtime import _ENGINE, RayRuntime
+    from qraf.actors.ray_runtime import RayRuntime
+    from qraf.actors.standing import ENGINE
 
     network = samples.topology()
     writer = replace(network.nodes["writer"], url="", model="smollm2-135m")
@@ -39,7 +40,7 @@ async def test_the_engine_answers_and_a_killed_one_is_replaced(ray_cluster: None
     said = await answer(first, settings.generator)
     assert said
 
-    ray.kill(runtime._actors[_ENGINE])
+    ray.kill(runtime._actors[ENGINE])
     while runtime.health["writer"].up:
         await asyncio.sleep(0.02)
     with pytest.raises(NodeDown):
@@ -49,5 +50,5 @@ async def test_the_engine_answers_and_a_killed_one_is_replaced(ray_cluster: None
     second = runtime.endpoint("writer")
     assert second != first
     assert await answer(second, settings.generator) == said
-    assert runtime.restarts[_ENGINE] == 1
+    assert runtime.restarts[ENGINE] == 1
     await runtime.close()

@@ -1,0 +1,452 @@
+"""The supervisor's process: starts hosts and engine as actors, probes and replaces them, and tells the gateways.
+
+The decisions are in `supervisor`; this is the shell. It holds nothing that is not found again: which processes run is
+known by the names of their actors, and the last epochs are in Ray's own store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+import ray
+from ray.exceptions import ActorAlreadyExistsError, RayError
+from ray.experimental import internal_kv
+
+from qraf.actors.messages import HostReport, Spell
+from qraf.actors.processes import EngineActor, HostActor, Identity
+from qraf.actors.replies import ping, raised, reply
+from qraf.actors.spare import Spare
+from qraf.actors.standing import ENGINE, SUPERVISOR, Charter, Joined, Post, Standing
+from qraf.actors.supervisor import Attendance, Supervisor
+from qraf.clock import SystemClock
+from qraf.errors import InvalidRequest, NotReady, QrafError
+from qraf.network.topology import HostSpec
+from qraf.text.generator import Endpoint
+
+__all__ = ["HOLD_S", "SupervisorActor", "kill", "named_actors"]
+
+HOLD_S = 1.0  # how long a question waits for news
+"""At most so long, and the time of an answer, passes until a gateway hears that nothing changed."""
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 10.0
+_JOIN_S = 5.0  # how long a gateway that wants another network waits for the last one to be seen no more
+_FROZEN_S = 2.0  # the loop stood still for so long: somebody may have taken over meanwhile
+# threads: reading never waits behind writing, states or services, a probe behind none of them
+_GROUPS = {"read": 12, "write": 8, "states": 4, "work": 1, "control": 2}
+
+_HostActor: Any = ray.remote(concurrency_groups=_GROUPS)(HostActor)
+_EngineActor: Any = ray.remote(max_concurrency=4)(EngineActor)
+
+
+def named_actors(namespace: str) -> dict[str, Any]:
+    """The actors of a network that Ray knows by name, the supervisor too. Blocks."""
+    found = {}
+    for one in ray.util.list_named_actors(all_namespaces=True):
+        name = one["name"]
+        if one["namespace"] == namespace and (name == SUPERVISOR or name.startswith(("host/", "engine"))):
+            with contextlib.suppress(ValueError):  # it died meanwhile
+                found[name] = ray.get_actor(name, namespace=namespace)
+    return found
+
+
+def kill(actor: Any) -> None:
+    """Kill an actor's process; one that is stopped or hangs is killed by its raylet 5 s later. Blocks."""
+    with contextlib.suppress(RayError, ValueError):
+        ray.kill(actor)
+
+
+@dataclass(slots=True)
+class _Held:
+    """A process that is up."""
+
+    actor: Any
+    report: HostReport | None = None
+    endpoint: Endpoint | None = None
+    pid: int = 0
+    machine: str = ""
+
+
+class SupervisorActor:
+    """Keeps what its charter says running. Named in the namespace, so there is one; whoever finds none makes one.
+
+    Actors have `max_restarts=0`: Ray then tells of a death in 20 ms instead of 1.4 s, and a successor has its epoch
+    before it starts. A spare process with a loaded encoder takes over, because importing torch alone takes seconds.
+    All are detached: they go on when this process dies, and the next supervisor takes them over as they are.
+    """
+
+    def __init__(self, charter: Charter) -> None:
+        self._charter, self._mark = charter, charter.mark()
+        self._clock = SystemClock()
+        self._term = secrets.token_hex(8)
+        self._books = Supervisor(charter.names, self._clock)
+        self._books.observe(charter.epoch)
+        self._attendance = Attendance(self._clock)
+        self._held: dict[str, _Held] = {}
+        self._spare: Spare[Any] = Spare(lambda: self._create_host(None), self._clock)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._wake, self._news = asyncio.Event(), asyncio.Event()
+        self._version = 0
+        self._is_begun = self._is_settled = self._is_retired = self._has_found = False
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="gcs")  # what Ray's head answers: never on the loop
+
+    # ------------------------------------------------------------------------------------------------ gateways ask
+    async def join(self, gateway: str, charter: Charter) -> Joined | QrafError:
+        """Take a gateway in, if it wants the network that is kept. An error of ours is the answer.
+
+        `replace`: it wants another one, and nobody else is here. This supervisor is then of no use any more, and is to
+        be killed by the one who asked; its hosts end when the next one finds them.
+        """
+        if self._is_retired:
+            return NotReady("handing over to another supervisor")
+        wanted, kept = charter.marks(), self._charter.marks()
+        differing = [name for name in kept if wanted[name] != kept[name]]
+        if differing:
+            since = self._clock.monotonic()
+            while self._attendance.others(gateway) and self._clock.monotonic() - since < _JOIN_S:
+                if self._attendance.others(gateway, since):
+                    return self._refusal(charter, differing)
+                await asyncio.sleep(0.1)
+            self._is_retired = True
+            return "replace"
+        self._attendance.saw(gateway)
+        if self._is_begun:
+            return "joined"
+        self._is_begun = True
+        self._own(self._live(), "live")
+        return "first"
+
+    async def standing(self, gateway: str, term: str, version: int) -> Standing | None:
+        """The network as it is, as soon as that is news to the gateway; after a second in any case.
+
+        None: what runs has not been found yet; the gateway goes on with what it knows.
+        """
+        self._attendance.saw(gateway)
+        if (term, version) == (self._term, self._version) or not self._is_settled:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), HOLD_S)
+        if not self._is_settled:
+            return None
+        return Standing(
+            term=self._term,
+            version=self._version,
+            departures=self._attendance.departures,
+            has_found=self._has_found,
+            pid=os.getpid(),
+            machine=socket.gethostname(),
+            posts=tuple(self._post(name) for name in self._books.charges),
+        )
+
+    async def lost(self, name: str, epoch: int, reason: str) -> None:
+        """A gateway saw a process die."""
+        self._lost(name, epoch, reason)
+
+    async def suspect(self, name: str, epoch: int) -> None:
+        """A gateway does not reach a process; it is asked at once."""
+        charge = self._books.charges[name]
+        if charge.phase == "up" and charge.epoch == epoch and not self._is_probing(name):
+            self._own(self._probe(name, epoch), f"probe {name}")
+
+    async def leave(self, gateway: str) -> None:
+        """A gateway goes in peace. The network stays."""
+        self._attendance.left(gateway)
+
+    async def stop(self) -> None:
+        """End every process but this one; what waits is stored before."""
+        self._is_retired = True
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        spare = await self._spare.close()
+        actors = [*(held.actor for held in self._held.values()), *([spare] if spare is not None else [])]
+        await asyncio.gather(*(self._stop(actor) for actor in actors))
+        for charge in self._books.charges.values():
+            charge.epoch = charge.restarts = 0
+        with contextlib.suppress(RayError):
+            await self._blocking(self._store)
+        self._held.clear()
+
+    # ------------------------------------------------------------------------------------------------ life
+    async def _live(self) -> None:
+        """Take over what runs, then probe, start what is due, keep a spare; wakes at once when something dies."""
+        await self._find()
+        self._is_settled = True
+        self._tell()
+        limits = self._charter.runtime
+        while True:
+            self._wake.clear()
+            for name in self._books.due():
+                self._own(self._bring_up(name), f"start {name}")
+            for charge in list(self._books.charges.values()):
+                if charge.phase == "up" and not self._is_probing(charge.name):
+                    self._own(self._probe(charge.name, charge.epoch), f"probe {charge.name}")
+            if limits.spare_hosts and all(one.phase == "up" for one in self._books.charges.values()):
+                self._spare.keep()  # only then: it must not slow down what is needed
+            if self._attendance.sweep():
+                self._tell()
+            slept = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), limits.probe_every_s)
+            if time.monotonic() - slept > limits.probe_every_s + _FROZEN_S:
+                await self._check_in_charge()
+
+    async def _check_in_charge(self) -> None:
+        """End this process if another one has its name by now: two must not decide."""
+
+        def holder() -> str:
+            try:
+                return str(ray.get_actor(SUPERVISOR, namespace=self._charter.runtime.namespace)._actor_id.hex())
+            except ValueError:
+                return ""
+
+        if await self._blocking(holder) != ray.get_runtime_context().get_actor_id():
+            _log.error("this process stood still, and another supervisor has taken over")
+            os._exit(1)
+
+    def _tell(self) -> None:
+        """Let every gateway know."""
+        self._version += 1
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _post(self, name: str) -> Post:
+        charge, held = self._books.charges[name], self._held.get(name)
+        told = Post(name, charge.phase, charge.epoch, charge.restarts, charge.reason, charge.has_failed)
+        if held is None or charge.phase != "up":
+            return told
+        return replace(
+            told, actor=held.actor, report=held.report, endpoint=held.endpoint, pid=held.pid, machine=held.machine
+        )
+
+    def _refusal(self, charter: Charter, differing: list[str]) -> InvalidRequest:
+        space, name = self._charter.runtime.namespace, self._charter.topology.name
+        what = ", ".join(
+            f"{one} ('{name}' there, '{charter.topology.name}' here)" if one == "topology" else one for one in differing
+        )
+        return InvalidRequest(
+            f"namespace '{space}' of this Ray cluster serves network '{name}' for another gateway, with another "
+            f"configuration: {what}. Start with the same one, or take another namespace (QRAF_RUNTIME__NAMESPACE), or "
+            f"stop the other gateways first: the network is then replaced"
+        )
+
+    # ------------------------------------------------------------------------------------------------ taking over
+    async def _find(self) -> None:
+        """Take over what an earlier supervisor left, as it is; end what is of no use."""
+        await self._blocking(self._recall)
+        space, own = self._charter.runtime.namespace, ray.get_runtime_context().get_actor_id()
+        actors = await self._blocking(named_actors, space)
+        others = {name: actor for name, actor in actors.items() if actor._actor_id.hex() != own}
+        identities = await asyncio.gather(*(self._identity(*one) for one in others.items()))
+        known = list(zip(identities, others.values(), strict=True))
+        known.sort(key=lambda pair: -pair[0].epoch if pair[0] is not None else 0)  # of two with one name the newer one
+        for identity, actor in known:
+            if not self._take_over(identity, actor):
+                self._own(self._kill(actor), "kill a stray")
+
+    async def _identity(self, name: str, actor: Any) -> Identity | None:
+        """Who that is; None: it does not answer in the time that a probe and another one have."""
+        limits = self._charter.runtime
+        try:
+            ask = actor.identity if name.startswith("engine") else actor.identity.options(concurrency_group="control")
+            identity: Identity = await reply(ask.remote(), 2 * limits.probe_timeout_s)
+            return identity
+        except (RayError, TimeoutError, AttributeError):  # whatever it is, it is none of ours
+            return None
+
+    def _take_over(self, identity: Identity | None, actor: Any) -> bool:
+        """Whether a process that was found is used."""
+        if identity is None:
+            return False
+        self._books.observe(identity.epoch)
+        if identity.mark != self._mark:
+            return False
+        report = identity.report
+        if report is not None and not report.name:
+            return bool(self._charter.runtime.spare_hosts) and self._spare.put(partial(self._ready, actor))
+        name = report.name if report is not None else ENGINE
+        if name in self._held or name not in self._books.charges or (report is None and identity.endpoint is None):
+            return False
+        self._books.found(name, identity.epoch)
+        self._held[name] = _Held(actor, report, identity.endpoint, identity.pid, identity.machine)
+        self._has_found = True
+        return True
+
+    def _recall(self) -> None:
+        """What the supervisor before this one stored. Blocks."""
+        stored = internal_kv._internal_kv_get(self._key, namespace=b"qraf")
+        if stored:
+            epoch, charges = msgspec.msgpack.decode(stored)
+            self._books.observe(epoch)
+            for name, (last, restarts) in charges.items():
+                if name in self._books.charges:
+                    self._books.charges[name].epoch, self._books.charges[name].restarts = last, restarts
+
+    def _store(self) -> None:
+        """Before an epoch is used: it must never be used again. Blocks."""
+        charges = {one.name: (one.epoch, one.restarts) for one in list(self._books.charges.values())}
+        stored = msgspec.msgpack.encode((self._books.epoch, charges))
+        internal_kv._internal_kv_put(self._key, stored, True, namespace=b"qraf")
+
+    @property
+    def _key(self) -> bytes:
+        return f"supervisor/{self._charter.runtime.namespace}".encode()
+
+    # ------------------------------------------------------------------------------------------------ starting
+    async def _bring_up(self, name: str) -> None:
+        """Start or replace one process; on failure the books decide when to try again."""
+        epoch = self._books.begin(name)
+        self._tell()
+        actor = None
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                await self._blocking(self._store)
+                if name == ENGINE:
+                    actor = await self._create("engine", _EngineActor, self._charter.generator, self._mark)
+                    identity: Identity = raised(await reply(actor.start.remote(epoch)))
+                    held = _Held(actor, None, identity.endpoint, identity.pid, identity.machine)
+                else:
+                    spec = self._charter.topology.hosts[name]
+                    actor = await self._take_spare(spec) or await self._create_host(spec)
+                    adopt = actor.call.options(concurrency_group="control").remote
+                    spell = Spell(name, epoch, self._charter.topology, self._charter.states)
+                    report: HostReport = raised(await reply(adopt("adopt", spell)))
+                    held = _Held(actor, report, None, report.pid, report.machine)
+        except (TimeoutError, RayError, QrafError) as error:
+            self._books.lost(name, epoch, str(error) or "start timed out")
+            _log.warning("'%s' did not start (epoch %d): %s", name, epoch, error)
+            self._tell()
+            await self._kill(actor)
+            return
+        except BaseException:
+            await self._kill(actor)
+            raise
+        if not self._books.arrived(name, epoch):
+            await self._kill(actor)
+            return
+        self._held[name] = held
+        self._tell()
+        self._wake.set()
+
+    async def _create(self, name: str, kind: Any, *args: Any, gpus: float = 0.0) -> Any:
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "num_gpus": gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "namespace": self._charter.runtime.namespace,
+            "lifetime": "detached",
+        }
+
+        def create() -> Any:
+            try:
+                return kind.options(name=name, **options).remote(*args)
+            except ActorAlreadyExistsError:  # the dead keep their names for a moment
+                return kind.options(name=f"{name}~{secrets.token_hex(4)}", **options).remote(*args)
+
+        return await self._blocking(create)
+
+    async def _create_host(self, spec: HostSpec | None) -> Any:
+        """A new host process whose encoder is loaded; without a spec, a spare."""
+        charter = self._charter
+        gpus = spec.gpus if spec else 0.0
+        wants_gpu = spec is not None and spec.device != "cpu" and gpus > 0
+        made_with = charter.journal_url, charter.encoder, wants_gpu, charter.load, charter.masters, self._mark
+        name = f"host/{spec.name}" if spec else "host/spare"
+        return await self._ready(await self._create(name, _HostActor, *made_with, gpus=gpus))
+
+    async def _ready(self, actor: Any) -> Any:
+        """The host, once its encoder is loaded; killed when it cannot be."""
+        try:
+            ready = actor.ready.options(concurrency_group="read").remote
+            raised(await reply(ready(), _START_TIMEOUT_S))
+        except BaseException:
+            await self._kill(actor)
+            raise
+        return actor
+
+    async def _take_spare(self, spec: HostSpec) -> Any:
+        """The spare, if it fits and still answers."""
+        actor = None if spec.gpus else await self._spare.take()
+        if actor is not None:
+            try:
+                await ping(actor, self._charter.runtime.probe_timeout_s)
+            except (RayError, TimeoutError):
+                await self._kill(actor)
+                return None
+        return actor
+
+    # ------------------------------------------------------------------------------------------------ watching
+    async def _probe(self, name: str, epoch: int) -> None:
+        held, limits = self._held[name], self._charter.runtime
+        try:
+            if name == ENGINE:
+                if not await reply(held.actor.alive.remote(), limits.probe_timeout_s):
+                    self._lost(name, epoch, "the engine stopped")
+            else:
+                report = await ping(held.actor, limits.probe_timeout_s)
+                if report.epoch == epoch:
+                    held.report = report
+                    self._tell()
+            self._books.answered(name, epoch)
+        except TimeoutError:
+            if self._books.missed(name, epoch):
+                self._given_up(name, epoch, "hangs")
+        except RayError as error:
+            self._lost(name, epoch, type(error).__name__)
+
+    def _lost(self, name: str, epoch: int, reason: str) -> None:
+        if self._books.lost(name, epoch, reason):
+            self._given_up(name, epoch, reason)
+
+    def _given_up(self, name: str, epoch: int, reason: str) -> None:
+        """The process is dead to all: nothing it still says counts, and its successor may start."""
+        _log.warning("'%s' is down (epoch %d): %s", name, epoch, reason)
+        held = self._held.pop(name, None)
+        if held is not None:
+            self._own(self._kill(held.actor), f"kill {name}")
+        self._tell()
+        self._wake.set()
+
+    def _is_probing(self, name: str) -> bool:
+        return any(task.get_name() == f"probe {name}" for task in self._tasks)
+
+    # ------------------------------------------------------------------------------------------------ stopping
+    async def _stop(self, actor: Any) -> None:
+        """Let an actor store what waits, then kill it."""
+        with contextlib.suppress(RayError, TimeoutError):
+            await reply(actor.stop.remote(), _STOP_TIMEOUT_S)
+        await self._kill(actor)
+
+    async def _kill(self, actor: Any) -> None:
+        if actor is not None:
+            await self._blocking(kill, actor)
+
+    async def _blocking(self, call: Callable[..., _T], *args: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args))
+
+    def _own(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("task %s failed", task.get_name(), exc_info=error)
+            if task.get_name() == "live":
+                os._exit(1)  # a gateway makes another one; one that looks after nothing must not look alive
