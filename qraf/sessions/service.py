@@ -19,12 +19,14 @@ from qraf.clock import Clock, SystemClock
 from qraf.errors import (
     GatewayLost,
     InvalidRequest,
+    LimitExceeded,
     NodeDown,
     NotFound,
     NotReady,
     QrafError,
     SealBroken,
     SessionClosed,
+    SessionNotFound,
     StorageFailed,
 )
 from qraf.filters import validate
@@ -43,6 +45,7 @@ from qraf.frames import (
 from qraf.network.placement import item_node, session_node
 from qraf.network.topology import Topology
 from qraf.records import Figures, Filter, ForgetReceipt, Item, collection_memory, session_memory
+from qraf.sessions.accounts import Account, Accounts
 from qraf.sessions.enhance import Enhancer
 from qraf.sessions.ledger import Ledger
 from qraf.sessions.meters import Meters
@@ -87,6 +90,7 @@ class Service:
         self.version = __version__
         self.meters = Meters()
         self.runtime, self.journal = runtime, journal
+        self.accounts = Accounts(settings.quotas, journal.usage, clock, self.meters)
         self.sessions = Sessions(journal, topology, clock)
         self.states = States(journal, runtime)
         self.writer = Writer(
@@ -123,6 +127,7 @@ class Service:
         await self.states.establish(self.topology.states)
         await self.orders.start()
         await self.writer.start()
+        self.accounts.start()
         await self.ledger.start()
         await self.recaller.refresh()
         self._own(self._keep_up(), "keep up")
@@ -162,6 +167,7 @@ class Service:
         await self.orders.close()
         await self.ledger.close()
         await self.writer.close()
+        await self.accounts.close()
         await self.runtime.close()
         self._enter("closed")
 
@@ -178,6 +184,7 @@ class Service:
                 self.recaller.touch()
                 await self.recaller.refresh()
                 self.meters.see(self.network())
+                self.meters.restarts.set(sum(self.runtime.restarts.values()))
             except QrafError as error:
                 log.warning("the router keeps what it knew: %s", error)
             except Exception:
@@ -196,7 +203,8 @@ class Service:
                 self.responses.sweep()
                 self.orders.operations.sweep()
                 for session in await self.sessions.expired():
-                    await self.delete_session(session)
+                    with contextlib.suppress(SessionNotFound):  # another gateway was quicker
+                        await self.delete_session(session)
                 await self._forget_expired()
             except Exception:
                 log.exception("the sweep failed")
@@ -259,13 +267,17 @@ class Service:
             state=figures,
         )
 
-    async def write(self, request: Write) -> WriteDone:
+    async def write(self, request: Write, account: Account | None = None) -> WriteDone:
         """Write items: durable and absorbed on return."""
         if request.session is not None:
             await self._session(request.session)
         started = self.clock.monotonic()
         result = await self.writer.write(
-            session=request.session, collection=request.collection, items=request.items, id=request.id
+            session=request.session,
+            collection=request.collection,
+            items=request.items,
+            id=request.id,
+            account=account,
         )
         self.meters.write.observe(self.clock.monotonic() - started)
         if request.session is not None:
@@ -316,11 +328,12 @@ class Service:
             ms=(self.clock.monotonic() - started) * 1000,
         )
 
-    async def enhance(self, request: Enhance, owner: str) -> Response:
+    async def enhance(self, request: Enhance, owner: str, account: Account | None = None) -> Response:
         """Start a response, or find the one that was started with the same key; `Response.attach` reads it.
 
         Raises:
             LimitExceeded: too many run. NotReady: the server starts or stops.
+            RateExceeded, QuotaExceeded: `account` may not have more now.
             InvalidRequest, SessionNotFound, SessionClosed: nothing was started.
         """
         started = self._started(request)
@@ -341,21 +354,32 @@ class Service:
         if request.session is not None:
             await self._session(request.session)
         address: Address = self.recaller.address(request.session, request.collections)
+        if account is not None and request.generate is not False:
+            await account.check_tokens()
         elsewhere = await self._begun_elsewhere(request, tenant_of(owner)) if request.again else None
         started = self._started(request) or elsewhere  # the same command may have come twice meanwhile
         if started is not None:
             return started
-        response = self.responses.create(request.id, owner, session=request.session, key=request.key)
+        if account is not None:
+            account.enter("responses")
+        try:
+            response = self.responses.create(request.id, owner, session=request.session, key=request.key)
+        except LimitExceeded:
+            if account is not None:
+                account.leave("responses")
+            raise
         response.request = _digest(request) if request.key else b""
         response.model = (isinstance(request.generate, GenerateChoice) and request.generate.model) or ""
-        task = self._own(self.enhancer.run(response, request, address), f"response {response.id}")
+        task = self._own(self.enhancer.run(response, request, address, account), f"response {response.id}")
         response.task = task
         # a task that is cancelled before its first step runs no `finally`
-        task.add_done_callback(lambda _: self._ended(response))
+        task.add_done_callback(lambda _: self._ended(response, account))
         self.ledger.note(response)
         return response
 
-    def _ended(self, response: Response) -> None:
+    def _ended(self, response: Response, account: Account | None) -> None:
+        if account is not None:
+            account.leave("responses")
         response.end("cancelled", response.cancel_reason or "cancelled")
         self.ledger.note(response)
 
@@ -541,12 +565,15 @@ class Service:
         ready = self._state == "ready" and not is_needed
         if (away := self.journal.away) is not None:  # recall works without it, so prompts may still be sent here
             degraded.append({"what": "journal", "since": away.since, "detail": f"writes are refused: {away.reason}"})
+        if (alone := self.accounts.rates.away) is not None:
+            detail = f"rates are counted by this gateway alone: Redis does not answer: {alone[1]}"
+            degraded.append({"what": "rates", "since": alone[0], "detail": detail})
         broken = self.journal.broken
         if stopped := max(len(broken), sum(view.stopped for view in self.runtime.views())):
             since = min(broken.values(), default=self.clock.now())
             detail = f"{stopped} memories are stopped: rows of theirs do not open; the log names them"
             degraded.append({"what": "seals", "since": since, "detail": detail})
-        return {"ready": ready, "state": self._state, "degraded": degraded}
+        return {"ready": ready, "state": self._state, "degraded": degraded, "processes": self.runtime.processes()}
 
     def _is_needed(self, node: str) -> bool:
         """Whether work is left undone while this node is down: another generator can stand in, nothing else can."""

@@ -29,6 +29,15 @@ class Degraded(msgspec.Struct, frozen=True):
     detail: str
 
 
+class ProcessOut(msgspec.Struct, frozen=True):
+    """A process of the network: the gateway that answers, the supervisor, a host or the engine. `epoch` 0: none."""
+
+    what: str
+    pid: int
+    machine: str
+    epoch: int
+
+
 class HealthOut(msgspec.Struct, frozen=True, kw_only=True):
     """How the server is. `ready`: it can do all its work. The rest is for operators, and empty for others."""
 
@@ -37,6 +46,7 @@ class HealthOut(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     topology: str
     degraded: tuple[Degraded, ...]
+    processes: tuple[ProcessOut, ...] = ()
 
 
 TYPES = (HealthOut,)
@@ -48,7 +58,7 @@ async def live() -> Response:
     return answer({"live": True})
 
 
-@health.get("/health/ready", openapi_extra=operation(answer=HealthOut))
+@health.get("/health/ready", openapi_extra=operation(answer=HealthOut, also={503: HealthOut}))
 async def ready(request: Request) -> Response:
     """200 when the server can do all its work, else 503; the body tells what is degraded since when."""
     report = _report(request)
@@ -96,4 +106,5 @@ def _report(request: Request) -> HealthOut:
         version=service.version,
         topology=service.topology.name,
         degraded=degraded,
+        processes=tuple(ProcessOut(one.what, one.pid, one.machine, one.epoch) for one in found.get("processes", ())),
     )
