@@ -36,7 +36,7 @@ test: setup      ## the whole suite
 	$(BIN)/pytest $(ARGS)
 
 quick: setup     ## no Ray, no models, no servers: about 40 s
-	$(BIN)/pytest -n auto --hypothesis-profile quick -m "not ray and not model and not slow" $(ARGS)
+	$(BIN)/pytest -n auto -p no:schemathesis --hypothesis-profile quick -m "not ray and not model and not slow" $(ARGS)
 
 soak: setup      ## 8,000 idle sockets and one that never reads; needs 8,500 open files in two processes
 	QRAF_SOAK_SOCKETS=8000 $(BIN)/pytest -s tests/gateway/test_many_sockets.py $(ARGS)

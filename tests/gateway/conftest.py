@@ -58,10 +58,16 @@ async def serving(model: OpenAIServer, **limits: Any) -> AsyncIterator[Server]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The async tests of a module share its loop, and so its server; a server costs a third of a second."""
+    """The async tests of a module share its loop, and so its server; a server costs a third of a second.
+
+    So those with one are slow; `make quick` does with the conversation.
+    """
     for item in items:
         if "gateway" in item.path.parts and is_async_test(item):
             item.add_marker(pytest.mark.asyncio(loop_scope="module"), append=False)
+            fixtures = getattr(item, "fixturenames", ())
+            if {"models", "model"} & set(fixtures) and item.path.name != "test_conversation.py":
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qraf.frames import Ack, Hello, Ping, Pong, Recall, Watch
 from qraf.gateway.protocol import JSON, MSGPACK, Close, Connection, Refusal, choose_subprotocol
 from qraf.settings import LimitSettings
+from tests.examples import examples
 
 LIMITS = LimitSettings(max_frame_bytes=4096, max_items_per_write=3)
 
@@ -187,7 +188,7 @@ JSONISH = st.recursive(
 ODD = st.dictionaries(st.sampled_from(["type", "id", "topic", "text", "zz"]), JSONISH, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(SANE | ODD, st.booleans()), max_size=8))
 def test_both_framings_give_the_same_events_one_for_each_message(script: list[tuple[dict[str, Any], bool]]) -> None:
     text, packed = greeted(JSON), greeted(MSGPACK)
@@ -208,7 +209,7 @@ def test_both_framings_give_the_same_events_one_for_each_message(script: list[tu
         assert text.in_use == packed.in_use
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(max_size=60), st.booleans())
 def test_no_bytes_make_it_raise(data: bytes, is_text: bool) -> None:
     connection = greeted(JSON if is_text else MSGPACK)

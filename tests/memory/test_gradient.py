@@ -208,7 +208,7 @@ class _Held(TorchDispatchMode):
 
 
 def peak_bytes(n: int, chunk: int) -> tuple[int, Callable[[], None]]:
-    """The most bytes of tensors alive at once over a value and its gradients for all there is; and how to do it again."""
+    """The most bytes of tensors alive at once over a value and its gradients, and the same work anew."""
     bench = Bench()
     bench.absorb(many(n))
     scores = Scores(

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import qutip
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -52,7 +51,7 @@ def array(x: ArrayData | None) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------------ optimize
-def test_the_nearest_states_are_those_of_qutip_and_say_how_far_they_are():
+def test_the_nearest_states_are_those_of_qutip_and_say_how_far_they_are(qutip):
     given_ = [spoilt(d) for d in (2, 5, 2, 8)]
     answer = ask(Optimize, {"op": "nearest", "matrices": [parts(mu) for mu in given_]})
     assert len(answer.results) == 4
@@ -99,7 +98,7 @@ def test_orders_that_go_together_are_answered_as_if_alone():
 @pytest.mark.parametrize(
     ("wish", "kept", "moved"), [({"rank": 1}, 1, 0.4), ({"loss": 0.15}, 2, 0.1), ({"loss": 0.0}, 3, 0)]
 )
-def test_truncation_moves_by_what_it_cuts(wish: dict[str, Any], kept: int, moved: float):
+def test_truncation_moves_by_what_it_cuts(qutip, wish: dict[str, Any], kept: int, moved: float):
     rho = np.diag([0.6, 0.3, 0.1, 0.0])
     [found] = ask(Optimize, {"op": "truncate", "matrices": rho.tolist(), **wish}).results
     factor = array(found.factor)
@@ -111,7 +110,7 @@ def test_truncation_moves_by_what_it_cuts(wish: dict[str, Any], kept: int, moved
     assert (found.bytes_before, found.bytes_after) == (3 * 4 * 8, kept * 4 * 8)
 
 
-def test_recompression_tells_the_sketch_before_and_after():
+def test_recompression_tells_the_sketch_before_and_after(qutip):
     sketch = Sketch(16, 8)
     sketch.update(rng.normal(size=(100, 16)) * np.linspace(2, 0.1, 16))
     [found] = ask(Optimize, {"op": "recompress", "sketches": [sketch.to_bytes()], "rank": 3, "form": "bytes"}).results
@@ -172,7 +171,7 @@ def test_a_state_is_coded_by_its_factor_and_its_fidelity_is_that_of_the_state():
 
 
 # ------------------------------------------------------------------------------------------------------------- correct
-def test_a_spoilt_bell_pair_is_repaired_and_its_syndromes_are_told():
+def test_a_spoilt_bell_pair_is_repaired_and_its_syndromes_are_told(qutip):
     psi = bell().numpy()
     noisy = np.outer(psi, psi.conj()) + 0.02 * (rng.normal(size=(4, 4)) + 1j * rng.normal(size=(4, 4)))
     noise = float(np.linalg.norm((noisy + noisy.conj().T) / 2 - np.outer(psi, psi.conj()), 2))

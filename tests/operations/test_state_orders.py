@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import qutip
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,12 +59,17 @@ def measured(one: Made, **fields: Any) -> Measurement:
     return measure([one], StateMeasureBody(**fields), LIMITS)[0]
 
 
-def qobj(one: Made) -> qutip.Qobj:
+def qobj(one: Made) -> Any:
+    import qutip
+
     return qutip.Qobj(one.state.rho().numpy(), dims=[list(one.state.dims)] * 2)
 
 
 def random_density(d: int, rank: int, seed: int) -> np.ndarray:
-    return qutip.rand_dm(d, rank=rank, seed=seed).full()
+    rng = np.random.default_rng(seed)
+    psi = rng.normal(size=(rank, d)) + 1j * rng.normal(size=(rank, d))
+    rho = psi.T @ psi.conj()
+    return rho / np.trace(rho).real
 
 
 def numbers(x: Any) -> ArrayData:
@@ -196,7 +200,7 @@ def test_many_point_at_the_one_that_is_wrong_and_stand_alone() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- evolution
-def test_channels_do_to_a_random_state_what_qutip_says() -> None:
+def test_channels_do_to_a_random_state_what_qutip_says(qutip: Any) -> None:
     rho = random_density(4, 3, 1)
     one = made(density=numbers(rho), dims=(2, 2))
     damp = [qutip.Qobj([[1, 0], [0, math.sqrt(0.7)]]), qutip.Qobj([[0, math.sqrt(0.3)], [0, 0]])]
@@ -348,7 +352,7 @@ def test_a_state_of_one_dimension_is_certain() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- measuring
-def test_measurements_are_those_of_qutip() -> None:
+def test_measurements_are_those_of_qutip(qutip: Any) -> None:
     rho = random_density(6, 3, 5)
     one = made(density=numbers(rho), dims=(2, 3))
     q = qutip.Qobj(rho, dims=[[2, 3], [2, 3]])
@@ -371,7 +375,7 @@ def test_measurements_are_those_of_qutip() -> None:
     assert observed.variance == pytest.approx(qutip.variance(H, q), abs=1e-13)
 
 
-def test_letters_measure_what_their_kets_measure_and_paulis_their_matrices() -> None:
+def test_letters_measure_what_their_kets_measure_and_paulis_their_matrices(qutip: Any) -> None:
     rho = random_density(4, 4, 7)
     one = made(density=numbers(rho), dims=(2, 2))
     kets = {"X": [[1, 1], [1, -1]], "Y": [[1, 1j], [1, -1j]], "Z": [[math.sqrt(2), 0], [0, math.sqrt(2)]]}
@@ -433,7 +437,7 @@ def test_a_bad_measurement_is_named(fields: dict[str, Any], pointer: str, need: 
 
 
 # ----------------------------------------------------------------------------------------------------------- several
-def test_merge_tensor_and_part_are_those_of_qutip() -> None:
+def test_merge_tensor_and_part_are_those_of_qutip(qutip: Any) -> None:
     a, b = (made(density=numbers(random_density(4, 2, seed)), dims=(2, 2)) for seed in (8, 9))
     mixed = merge(a, [b], StateMergeBody(others=(), weights=(0.25, 0.75)))
     assert np.allclose(qobj(mixed).full(), (0.25 * qobj(a) + 0.75 * qobj(b)).full(), atol=1e-15)

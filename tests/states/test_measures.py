@@ -133,6 +133,7 @@ def test_batches_give_what_single_states_give() -> None:
     assert m.entropy_bits_factor(a[:0]).shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_rank_deficient_state_are_finite_and_right() -> None:
     base = exact.random_state(6, 2, 4, torch.float64)
     deficient = torch.cat((base, torch.zeros(1, 6, dtype=torch.float64))).requires_grad_()
