@@ -34,6 +34,8 @@ __all__ = [
     "ProtocolError",
     "QrafError",
     "RecalledNotAbsorbed",
+    "QuotaExceeded",
+    "RateExceeded",
     "ReplayGone",
     "RunsElsewhere",
     "SealBroken",
@@ -265,6 +267,37 @@ class LimitExceeded(QrafError, RuntimeError):
     def __str__(self) -> str:
         text = f"`{self.limit}` allows {self.allowed}"
         return text if self.got is None else f"{text}, but {self.got} came"
+
+
+class RateExceeded(LimitExceeded):
+    """Too much in too short a time: `key.requests` allows so many in a window; `retry_after_ms` says when again."""
+
+    code, title = "rate_limited", "Too many in too short a time"
+
+    def __init__(self, limit: str, allowed: int, window_s: int, retry_after_ms: int) -> None:
+        QrafError.__init__(self, limit, allowed, window_s, retry_after_ms)
+        self.limit, self.allowed, self.window_s, self.retry_after_ms = limit, allowed, window_s, retry_after_ms
+        self.retryable = True
+
+    def __str__(self) -> str:
+        return f"`{self.limit}` allows {self.allowed} in {self.window_s} s"
+
+
+class QuotaExceeded(LimitExceeded):
+    """A key or its tenant has all that it may have: items, bytes, tokens of a day, sockets, running responses.
+
+    Retryable only where it passes within a minute by itself; `retry_after_ms` may be longer.
+    """
+
+    code, title = "quota_exceeded", "Quota used up"
+
+    def __init__(self, limit: str, allowed: int, retry_after_ms: int | None = None) -> None:
+        QrafError.__init__(self, limit, allowed, retry_after_ms)
+        self.limit, self.allowed, self.retry_after_ms = limit, allowed, retry_after_ms
+        self.retryable = retry_after_ms is not None and retry_after_ms <= 60_000
+
+    def __str__(self) -> str:
+        return f"the quota `{self.limit}` of {self.allowed} is used up"
 
 
 class ReplayGone(QrafError, LookupError):

@@ -7,12 +7,13 @@ Every field can be set by an environment variable with the prefix `QRAF_`, neste
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = [
+    "Allowance",
     "AuthSettings",
     "EncoderSettings",
     "GatewaySettings",
@@ -21,6 +22,8 @@ __all__ = [
     "LimitSettings",
     "LogSettings",
     "OnSecret",
+    "QuotaSettings",
+    "RepeatSettings",
     "RuntimeSettings",
     "SealSettings",
     "ServiceSettings",
@@ -43,6 +46,7 @@ class LimitSettings(_Slice):
     max_prompt_bytes: int = Field(32 * 1024, ge=16)
     max_inflight_writes: int = Field(64, ge=1, description="writes of one connection not answered yet")
     max_write_bytes_in_flight: int = Field(8 * 1024 * 1024, ge=1024, description="over all connections of a gateway")
+    max_queued_write_bytes: int = Field(32 * 1024 * 1024, ge=0, description="of writes that wait for that room")
     write_wait_ms: int = Field(2000, ge=0, description="how long a write waits for room before it is refused")
     max_responses: int = Field(16, ge=1, description="running responses of one connection")
     max_running_responses: int = Field(512, ge=1, description="running responses of a gateway")
@@ -92,6 +96,15 @@ class GatewaySettings(_Slice):
     trusted_proxies: str = Field("127.0.0.1", description="addresses whose X-Forwarded-For is believed")
 
 
+class RepeatSettings(_Slice):
+    """Answers kept for requests that come again with the same `Idempotency-Key`."""
+
+    kept_s: float = Field(86_400.0, gt=0, description="how long an answer is kept")
+    max_answers: int = Field(100_000, ge=1, description="of one tenant; beyond it the oldest go")
+    max_answer_bytes: int = Field(1024 * 1024, ge=1024, description="a longer answer is not told again")
+    lease_s: float = Field(60.0, gt=0, description="a request not answered for so long was lost with its gateway")
+
+
 class JwtSettings(_Slice):
     """Tokens that somebody else signs. Empty: none are taken."""
 
@@ -112,6 +125,55 @@ class AuthSettings(_Slice):
     mode: Literal["on", "off"] = "on"
     jwt: JwtSettings = JwtSettings()
     ticket_s: float = Field(60.0, gt=0, description="how long a ticket for a socket is good")
+
+
+Rate = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,14}/(second|minute|hour|day)$", examples=["600/minute"])]
+
+
+class Allowance(_Slice):
+    """How much one key, or all of a tenant's together, may do and hold. Days are those of UTC."""
+
+    requests: Rate = Field("120000/minute", description="HTTP requests")
+    frames: Rate = Field("1200000/minute", description="frames that come in over sockets")
+    write_bytes: Rate = Field("8000000000/minute", description="texts, metadata and amplitudes that are written")
+    tokens: Rate = Field("10000000/minute", description="generated tokens")
+    tokens_per_day: int = Field(2_000_000_000, ge=0, description="generated tokens")
+    items: int = Field(50_000_000, ge=0, description="items held")
+    bytes: int = Field(256 * 1024**3, ge=0, description="texts, metadata and amplitudes held; packets of states, too")
+    responses: int = Field(512, ge=0, description="running at once in a gateway")
+    sockets: int = Field(10_000, ge=0, description="open at once in a gateway")
+
+
+class QuotaSettings(_Slice):
+    """What keys and tenants may use. The narrower of a key's allowance and its tenant's counts.
+
+    `roles` change some of `key` for the keys and tokens of a role, `keys` for one (the id of a key, or a token's
+    subject as `TENANT sub:NAME`), and `tenants` some of `tenant` for one tenant.
+    """
+
+    storage: str = Field("memory", description="where rates are counted: `memory`, or `redis://...` for all gateways")
+    storage_timeout_s: float = Field(0.25, gt=0, description="a Redis that takes longer counts as away")
+    tenant: Allowance = Allowance()
+    key: Allowance = Allowance()
+    roles: dict[str, dict[str, Any]] = {}
+    tenants: dict[str, dict[str, Any]] = {}
+    keys: dict[str, dict[str, Any]] = {}
+    warn_ratio: float = Field(0.2, ge=0, le=1, description="a socket is told when less of a rate than this is left")
+
+    @model_validator(mode="after")
+    def _is_known(self) -> QuotaSettings:
+        for changes in (*self.roles.values(), *self.tenants.values(), *self.keys.values()):
+            Allowance(**changes)
+        return self
+
+    def of_tenant(self, tenant: str) -> Allowance:
+        """What all of a tenant's keys together may."""
+        return self.tenant.model_copy(update=self.tenants.get(tenant, {}))
+
+    def of_key(self, tenant: str, key: str, role: str) -> Allowance:
+        """What one key may, or the subject of a token."""
+        own = self.keys.get(key) or self.keys.get(f"{tenant} {key}") or {}
+        return self.key.model_copy(update=self.roles.get(role, {}) | own)
 
 
 class EncoderSettings(_Slice):
@@ -232,8 +294,10 @@ class Settings(BaseSettings):
     data: Path = Field(Path(".qraf"), description="directory of the journal")
     journal_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data directory")
     gateway: GatewaySettings = GatewaySettings()
+    repeats: RepeatSettings = RepeatSettings()
     auth: AuthSettings = AuthSettings()
     limits: LimitSettings = LimitSettings()
+    quotas: QuotaSettings = QuotaSettings()
     encoder: EncoderSettings = EncoderSettings()
     generator: GeneratorSettings = GeneratorSettings()
     runtime: RuntimeSettings = RuntimeSettings()

@@ -147,6 +147,8 @@ class Host:
                     self._encoding.encode,
                     spell.states,
                     lambda state: state_host(hosts, state) == spell.name,
+                    spell.quotas,
+                    fence=fence,
                 )
                 self.nodes = {
                     spec.name: Node(

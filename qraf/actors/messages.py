@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from qraf.network.topology import Topology
 from qraf.records import Item, NodeStats
-from qraf.settings import StateSettings
+from qraf.settings import QuotaSettings, SnapshotSettings, StateSettings
 
 __all__ = ["Absorb", "HostReport", "Spell"]
 
@@ -28,6 +28,21 @@ class Spell:
     epoch: int
     topology: Topology
     states: StateSettings = field(default_factory=StateSettings)
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    run: str = ""
+    snapshots: SnapshotSettings | None = None
+
+
+class SnapshotStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Snapshots of a host since it was made; `failing_since` (seconds since 1970) while they cannot be made."""
+
+    made: int = 0
+    bytes: int = 0
+    restored: int = 0
+    refused: int = 0
+    failed: int = 0
+    failing_since: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

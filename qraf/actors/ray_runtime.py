@@ -90,7 +90,7 @@ class RayRuntime(HostedRuntime):
             raise InvalidRequest("hosts are other processes: they need a journal in a file or on a server")
         self._has_engine = self._needs_engine and not any(one.name == "generate" for one in topology.services)
         self._charter = Charter(
-            topology=topology,
+            spell=Spell("", 0, topology, settings.states, settings.quotas, snapshots=settings.snapshots_here()),
             journal_url=settings.journal(),
             encoder=self._encoder_settings(),
             states=settings.states,

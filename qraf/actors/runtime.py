@@ -185,7 +185,8 @@ class LocalRuntime(HostedRuntime):
         self._encoding.encoder()
         for name in self.topology.hosts:
             self._hosts[name] = Host(self._encoding, self._journal, clock=self._clock)
-            self._hosts[name].adopt(Spell(name, 1, self.topology, self.settings.states))
+            spell = Spell(name, 1, self.topology, settings.states, settings.quotas, snapshots=settings.snapshots_here())
+            self._hosts[name].adopt(spell)
 
     def _start_engine(self) -> None:
         from qraf.text.engine import EmbeddedEngine

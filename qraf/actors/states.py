@@ -30,7 +30,7 @@ from qraf.operations.export import export
 from qraf.operations.measure import compare, measure
 from qraf.operations.prepare import Wanted, prepare, wanted
 from qraf.operations.state import Made, check_label, view_of
-from qraf.settings import StateSettings
+from qraf.settings import QuotaSettings, StateSettings
 from qraf.state_orders import (
     Compared,
     Deleted,
@@ -82,6 +82,8 @@ class StateRoom:
         encode: texts to amplitudes (n, d).
         settings: the bounds.
         is_mine: whether calls about a state come to this host; new ids are drawn so that they do.
+        quotas: the bytes that a tenant may hold.
+        fence: the life of the host that writes.
     """
 
     def __init__(
@@ -90,9 +92,12 @@ class StateRoom:
         encode: Encode,
         settings: StateSettings | None = None,
         is_mine: Callable[[str], bool] | None = None,
+        quotas: QuotaSettings | None = None,
+        *,
+        fence: Fence | None = None,
     ) -> None:
-        self._table, self._encode = journal.states, encode
-        self._settings = settings or StateSettings()
+        self._table, self._encode = journal.states.under(fence), encode
+        self._settings, self._quotas = settings or StateSettings(), quotas
         self._is_mine = is_mine or (lambda state: True)
         self._lock = threading.Lock()  # guards _kept and _bytes
         self._kept: OrderedDict[str, tuple[int, Made]] = OrderedDict()  # least recently used first
@@ -230,7 +235,9 @@ class StateRoom:
             records.append(StateRecord(state, version, view, packet))
             budget.check()
         limits = self._settings
-        written = self._table.put(records, max_states=limits.max_states, max_bytes=limits.max_total_bytes)
+        written = self._table.put(
+            records, max_states=limits.max_states, max_bytes=limits.max_total_bytes, quotas=self._quotas
+        )
         for state, version, made in states:
             self._keep(state, version, made)
         return StateViews(states=tuple(map(shown, written)))

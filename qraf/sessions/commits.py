@@ -12,10 +12,19 @@ from typing import Protocol
 
 import msgspec
 
-from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, QrafError, SessionNotFound, StorageFailed
+from qraf.errors import (
+    InvalidRequest,
+    LimitExceeded,
+    NodeDown,
+    QrafError,
+    QuotaExceeded,
+    SessionNotFound,
+    StorageFailed,
+)
 from qraf.records import Figures, ForgetReceipt, Item
 from qraf.storage.journal import Journal
 from qraf.storage.records import Committed, Draft
+from qraf.storage.usage import Payer
 
 __all__ = ["Absorber", "Batch", "ByteBudget", "Committer", "Lanes", "item_of"]
 
@@ -109,7 +118,7 @@ class ByteBudget:
 class Batch:
     """The drafts of one write on their way. `committed` is set when they are durable, or cannot be.
 
-    `old` are the items, by seq, that were there before under the ids of duplicates.
+    `old` are the items, by seq, that were there before under the ids of duplicates. `payer`: whom it counts for.
     """
 
     memory: str
@@ -117,6 +126,7 @@ class Batch:
     drafts: Sequence[Draft]
     committed: asyncio.Future[list[Committed]]
     old: dict[int, Item]
+    payer: Payer | None = None
 
 
 class Committer:
@@ -195,16 +205,22 @@ class Committer:
             for batch, answer in zip(batches, answers, strict=True):
                 self._settle(batch, answer)
 
-    def _write(self, batches: list[Batch]) -> list[list[Committed]]:
+    def _write(self, batches: list[Batch]) -> list[list[Committed] | QuotaExceeded]:
         sessions = {batch.session for batch in batches if batch.session is not None}
-        answers = self._journal.commit_many([(batch.memory, batch.drafts) for batch in batches], sessions)
+        groups = [(batch.memory, batch.drafts) for batch in batches]
+        answers = self._journal.commit_many(groups, sessions, [batch.payer for batch in batches])
         self.commits += 1
         for batch, answer in zip(batches, answers, strict=True):
+            if isinstance(answer, QuotaExceeded):
+                continue
             if old := {one.seq for one in answer if one.is_duplicate}:
                 batch.old = self._journal.fetch(old)
         return answers
 
-    def _settle(self, batch: Batch, answer: list[Committed]) -> None:
+    def _settle(self, batch: Batch, answer: list[Committed] | QuotaExceeded) -> None:
+        if isinstance(answer, QuotaExceeded):
+            batch.committed.set_exception(answer)
+            return
         if not answer and batch.session is not None:
             batch.committed.set_exception(SessionNotFound(batch.session))
             return

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from qraf.clock import Clock
-from qraf.errors import EngineFailed, QrafError
+from qraf.errors import EngineFailed, QrafError, QuotaExceeded, RateExceeded
 from qraf.frames import (
     Enhance,
     GenerateChoice,
@@ -22,6 +22,7 @@ from qraf.frames import (
 )
 from qraf.network.topology import Topology
 from qraf.records import Evidence, Figures
+from qraf.sessions.accounts import Account, Bill
 from qraf.sessions.faults import error_body
 from qraf.sessions.meters import Meters
 from qraf.sessions.recall import Address, Measurement, Recaller, ahead_of, evidence_out, tokens_of
@@ -52,16 +53,20 @@ class Enhancer:
         self._topology, self._recaller, self._writer = topology, recaller, writer
         self._generator_of, self._clock, self._meters = generator_of, clock, meters
 
-    async def run(self, response: Response, request: Enhance, address: Address) -> None:
+    async def run(
+        self, response: Response, request: Enhance, address: Address, account: Account | None = None
+    ) -> None:
         """Drive `response` to its one end, whatever happens. Cancel: ends it `cancelled`; the model stops at once."""
         started = self._clock.monotonic()
-        progress = _Progress(started)
+        progress = _Progress(started, None if account is None else Bill(account))
         self._meters.running.inc()
         status, reason, error = "completed", "stop", None
         try:
             status, reason = await self._run(response, request, address, progress)
         except asyncio.CancelledError:
             status, reason = "cancelled", response.cancel_reason or "cancelled"
+        except (QuotaExceeded, RateExceeded) as fault:  # what was generated until then is the answer
+            status, reason, error = "incomplete" if response.length else "failed", "quota", error_body(fault)
         except QrafError as fault:
             status, reason, error = "failed", "error", error_body(fault)
         except Exception as fault:
@@ -73,6 +78,8 @@ class Enhancer:
         self._meters.responses.labels(status).inc()
         self._meters.tokens.labels("completion").inc(usage.completion_tokens)
         self._meters.tokens.labels("prompt").inc(usage.prompt_tokens)
+        if progress.bill is not None:
+            await progress.bill.settle(usage.prompt_tokens, usage.completion_tokens)
         response.end(status, reason, usage, progress.figures, error)
 
     async def _run(
@@ -148,7 +155,7 @@ class Enhancer:
             raise EngineFailed(wanted or "any", "no generator can be reached")
         reason = await self._generate(response, request, choice, route.generator, evidence, progress)
         if request.remember and request.session is not None:
-            await self._remember(request, response.text)
+            await self._remember(request, response.text, None if progress.bill is None else progress.bill.account)
         return ("incomplete" if reason == "length" else "completed"), reason
 
     async def _generate(
@@ -160,8 +167,10 @@ class Enhancer:
         evidence: Sequence[Evidence],
         progress: _Progress,
     ) -> str:
+        messages = build_messages(request.prompt, evidence)
+        prompt = round(tokens_of(sum(len(str(message.get("content", "")).split()) for message in messages)))
         pieces = self._generator_of(node).stream(
-            build_messages(request.prompt, evidence),
+            messages,
             max_tokens=choice.max_tokens,
             temperature=choice.temperature,
             top_p=choice.top_p,
@@ -182,6 +191,8 @@ class Enhancer:
                     progress.first_at = now
                     self._meters.first_token.observe(now - progress.started)
                 progress.last_at = now
+                if progress.bill is not None and piece.tokens:
+                    await progress.bill.tokens(piece.tokens, prompt)
                 progress.tokens += piece.tokens
                 response.delta(piece.text, piece.tokens)
                 if piece.usage is not None:
@@ -210,20 +221,20 @@ class Enhancer:
             )
         )
 
-    async def _remember(self, request: Enhance, answer: str) -> None:
+    async def _remember(self, request: Enhance, answer: str, account: Account | None) -> None:
         # a command that is sent again, even to a server that has forgotten its key, must not be remembered twice
         ids = (f"{request.key}.prompt", f"{request.key}.answer") if request.key else (None, None)
         items = [WireItem(item_id=ids[0], text=request.prompt, role="user")]
         if answer.strip():
             items.append(WireItem(item_id=ids[1], text=answer, role="assistant"))
-        await self._writer.write(session=request.session, collection=None, items=tuple(items))
+        await self._writer.write(session=request.session, collection=None, items=tuple(items), account=account)
 
 
 class _Progress:
     """What a response has used so far."""
 
-    def __init__(self, started: float) -> None:
-        self.started = started
+    def __init__(self, started: float, bill: Bill | None) -> None:
+        self.started, self.bill = started, bill
         self.first_at: float | None = None
         self.last_at = started
         self.tokens = self.prompt_tokens = self.counted_tokens = 0

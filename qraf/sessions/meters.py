@@ -75,6 +75,17 @@ class Meters:
             registry=registry,
             buckets=_RATIOS,
         )
+        self.quota_rejections = Counter(
+            "qraf_quota_rejections",
+            "What a rate or a quota refused, by key.POLICY or tenant.POLICY",
+            ["policy"],
+            registry=registry,
+        )
+        self.rates_alone = Gauge(
+            "qraf_rates_alone",
+            "1 while this gateway counts rates by itself, because Redis does not answer",
+            registry=registry,
+        )
         self._corrected: dict[str, tuple[int, int]] = {}  # by node: the epoch and the count seen last
 
     def see(self, views: tuple[NodeView, ...]) -> None:

@@ -267,8 +267,10 @@ class Service:
             state=figures,
         )
 
-    async def write(self, request: Write, account: Account | None = None) -> WriteDone:
-        """Write items: durable and absorbed on return."""
+    async def write(
+        self, request: Write, account: Account | None = None, when_queued: Callable[[], None] = lambda: None
+    ) -> WriteDone:
+        """Write items: durable and absorbed on return; `when_queued` is called if they have to wait for room."""
         if request.session is not None:
             await self._session(request.session)
         started = self.clock.monotonic()

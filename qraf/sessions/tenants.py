@@ -23,6 +23,7 @@ from qraf.network.placement import session_node
 from qraf.network.topology import Topology
 from qraf.records import Figures, Filter, ForgetReceipt, Item
 from qraf.service_orders import OperationView, Recompress, ServiceAnswer, ServiceOrder
+from qraf.sessions.accounts import Account
 from qraf.sessions.registry import check_name
 from qraf.sessions.response import Response
 from qraf.sessions.service import Service
@@ -55,8 +56,8 @@ _P = TypeVar("_P", bound=Preparation)
 class TenantService:
     """One tenant's view of a service; makes nothing of its own, so it may be made for every request."""
 
-    def __init__(self, service: Service, tenant: str = DEFAULT_TENANT) -> None:
-        self.tenant = check_tenant(tenant)
+    def __init__(self, service: Service, tenant: str = DEFAULT_TENANT, account: Account | None = None) -> None:
+        self.tenant, self.account = check_tenant(tenant), account
         self.whole = service
         """The service of all tenants: for what is the server's own, never for names that a client gave."""
         self.states = TenantStates(service, tenant)
@@ -96,7 +97,8 @@ class TenantService:
     async def write(self, request: Write) -> WriteDone:
         """As `Service.write`."""
         session, collection = self._session(request.session), self._collection(request.collection)
-        return await self.whole.write(msgspec.structs.replace(request, session=session, collection=collection))
+        request = msgspec.structs.replace(request, session=session, collection=collection)
+        return await self.whole.write(request, self.account, when_queued)
 
     async def recall(self, request: Recall) -> RecallDone:
         """As `Service.recall`."""
@@ -112,7 +114,8 @@ class TenantService:
             asked = self.topology.collections()
         changes: dict[str, Any] = {"session": session, "collections": self._collections(asked)}
         changes["key"] = None if key is None else self._key(key)
-        return await self.whole.enhance(msgspec.structs.replace(request, **changes), inside(self.tenant, owner))
+        request = msgspec.structs.replace(request, **changes)
+        return await self.whole.enhance(request, inside(self.tenant, owner), self.account)
 
     def response(self, target: str, owner: str | None = None) -> Response | None:
         """The tenant's response by id, stream, key, or the owner's command id."""

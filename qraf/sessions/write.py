@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from qraf.clock import Clock
-from qraf.errors import InvalidRequest, LimitExceeded, NotFound, QrafError
+from qraf.errors import InvalidRequest, LimitExceeded, NotFound, QrafError, QuotaExceeded
 from qraf.frames import WireItem, WriteDone
 from qraf.network.placement import item_node
 from qraf.network.topology import Topology
 from qraf.records import Figures, Item, collection_memory, session_memory
+from qraf.sessions.accounts import Account
 from qraf.sessions.commits import Absorber, Batch, ByteBudget, Committer, Lanes, item_of
 from qraf.sessions.drafts import Drafted, draft_items
 from qraf.sessions.registry import Sessions
@@ -34,8 +35,8 @@ Absorbing = dict[str, "asyncio.Future[Figures | None]"]
 class Writer:
     """Writes of a gateway: `start` before use, `close` after. Belongs to one event loop.
 
-    Bytes under way are bounded by `max_write_bytes_in_flight`: a write waits `write_wait_ms` for room, then it is
-    refused with the time to try again. `patience_s` is how long a write waits for a node that is down.
+    Bytes under way are bounded by `max_write_bytes_in_flight`: a write waits `write_wait_ms` for room, its turn among
+    those of its memory included, then it is refused with the time to try again. What waits has a bound of its own. `patience_s` is how long a write waits for a node that is down.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Writer:
         Raises:
             InvalidRequest: not exactly one of `session` and `collection`, or no items.
             LimitExceeded: too many items, or too many bytes under way; `retry_after_ms` says when to try again.
+            RateExceeded, QuotaExceeded: `account` may not write so much now, or hold so much.
             NotFound: no such session, or no node holds the collection.
             SessionClosed: the session is paused or has expired.
             StorageFailed: nothing was written.
@@ -186,9 +188,14 @@ class Writer:
         self._absorbing[batch] = {node: self._lanes.put(node, batch.memory, items) for node, items in by_node.items()}
         self._sessions.note_speakers(batch.memory, (draft.speaker for draft in batch.drafts))
 
-    async def _finish(self, id: str, batch: Batch, drafted: Drafted, size: int) -> WriteDone:
+    async def _finish(
+        self, id: str, batch: Batch, drafted: Drafted, size: int, account: Account | None
+    ) -> WriteDone:
         try:
-            answer = await batch.committed
+            try:
+                answer = await batch.committed
+            except QuotaExceeded as refusal:
+                raise refusal if account is None else account.refused(refusal) from None
             absorbing = self._absorbing.pop(batch, {})
             results = await asyncio.gather(*absorbing.values(), return_exceptions=True)
             fresh = [one for one in answer if not one.is_duplicate]
@@ -229,7 +236,7 @@ class Writer:
         """A node refused for good: the journal and the other nodes must not keep what was never acknowledged."""
         if not seqs:
             return
-        await asyncio.to_thread(self._journal.tombstone, memory, seqs)
+        await asyncio.to_thread(self._journal.tombstone, memory, seqs, undo=True)
         for node in nodes:
             try:
                 await self._runtime.forget(node, memory, seqs)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, delete, func, insert, or_, select, update
 
 from qraf.clock import Clock, SystemClock
-from qraf.errors import SealBroken, StorageFailed
+from qraf.errors import QuotaExceeded, SealBroken, StorageFailed
 from qraf.filters import item_view, predicate, validate
 from qraf.records import Filter, Item, session_memory
 from qraf.storage import tables
@@ -34,6 +34,8 @@ from qraf.storage.seal import MasterKeys
 from qraf.storage.sealed import open_items, open_session, plain_scopes, seal_code, seal_item, seal_session
 from qraf.storage.sessions import SessionStore
 from qraf.storage.states import StateTable
+from qraf.storage.usage import Payer, UsageTable, nobody
+from qraf.tenants import tenant_of
 
 __all__ = ["Committed", "Draft", "Journal", "SessionRecord"]
 
@@ -58,7 +60,8 @@ class Journal(SessionStore):
     ) -> None:
         super().__init__(engine, clock, is_shared, masters, makes)
         self._recent = Recent()
-        self.states = StateTable(self._write, self._read, clock, self.line, self._keyring)
+        self.usage = UsageTable(self._write, self._read, clock, self.line)
+        self.states = StateTable(self._write, self._read, clock, self.line, self._keyring, self.usage)
         self.responses = ResponseTable(self._write, self._read, clock, self.line, self._keyring)
         self.keys = KeyTable(self._write, self._read, self.line)
 
@@ -109,6 +112,9 @@ class Journal(SessionStore):
     ) -> list[list[Committed]]:
         """Write the drafts of several memories in one transaction: all or none, durable on return.
 
+        `payers`, one for each group, say whom its new items count for. A group that its payer may not hold is left out,
+        and the refusal is its answer; the others are written.
+
         An item id that is live in its memory is a duplicate, inside one call too: the older item stays as it is. An id
         that was forgotten or has expired is written anew, with a new number.
 
@@ -119,12 +125,14 @@ class Journal(SessionStore):
         """
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         written: dict[tuple[str, str], Draft] = {}
-        for memory, drafts in groups:
+        paying: dict[tuple[str, str], int] = {}  # the group that a row counts for
+        for group, (memory, drafts) in enumerate(groups):
             check_name(memory, "a memory")
             for draft in drafts:
                 if (memory, draft.item_id) not in rows:
                     rows[memory, draft.item_id] = draft_row(memory, draft)
                     written[memory, draft.item_id] = draft
+                    paying[memory, draft.item_id] = group
         if not rows:
             return [[] for _ in groups]
         with self._write("commit items") as connection:
@@ -132,6 +140,8 @@ class Journal(SessionStore):
             rows = {key: row for key, row in rows.items() if key[0] not in gone}
             seqs = self._live_ids(connection, rows)
             fresh = {key: row for key, row in rows.items() if key not in seqs}
+            refused = self._charge(connection, fresh, paying, groups, payers)
+            fresh = {key: row for key, row in fresh.items() if paying[key] not in refused}
             if fresh:
                 # numbered here, because a row's seal is bound to its number
                 seqs.update(zip(fresh, next_numbers(connection, len(fresh)), strict=True))
@@ -143,13 +153,17 @@ class Journal(SessionStore):
                 connection.execute(insert(_items), list(fresh.values()))
         new = set(fresh)
         self._recent.keep((key[0], made_item(written[key], seqs[key])) for key in fresh)
-        answers: list[list[Committed]] = []
-        for memory, drafts in groups:
-            answers.append([])
-            for draft in drafts if memory not in gone else ():
+        answers: list[list[Committed] | QuotaExceeded] = []
+        for group, (memory, drafts) in enumerate(groups):
+            told: list[Committed] = []
+            for draft in drafts if memory not in gone and group not in refused else ():
                 key = (memory, draft.item_id)
-                answers[-1].append(Committed(seqs[key], draft.item_id, key not in new))
+                if key not in seqs:  # a group before has the same item, and may not write it
+                    refused[group] = refused[paying[key]]
+                    break
+                told.append(Committed(seqs[key], draft.item_id, key not in new))
                 new.discard(key)
+            answers.append(refused.get(group, told))
         return answers
 
     @retried
@@ -181,7 +195,7 @@ class Journal(SessionStore):
         forgotten, gone = 0, set(seqs)
         with self._write("forget items") as connection:
             for chunk in _chunks(seqs):
-                forgotten += self._bury(connection, and_(_items.c.memory == memory, _items.c.seq.in_(chunk)))
+                forgotten += self._bury(connection, and_(_items.c.memory == memory, _items.c.seq.in_(chunk)), undo)
         self._recent.forget(lambda seq, _: seq in gone)
         self._scrub()
         return forgotten
@@ -193,6 +207,7 @@ class Journal(SessionStore):
             forgotten = self._bury(connection, _items.c.memory == memory)
             if memory.startswith("s/"):
                 connection.execute(delete(tables.responses).where(tables.responses.c.session == memory[2:]))
+            erase(connection, memory)
             self._change_key(connection, memory)
         self._recent.forget(lambda _, where: where == memory)
         self._scrub()
@@ -431,6 +446,7 @@ class Journal(SessionStore):
         chosen = select(_items.c.seq).where(which, _kept())
         connection.execute(delete(_codes).where(_codes.c.seq.in_(chosen)))
         blank = {"text": b"", "metadata": b"{}", "speaker": None, "amplitudes": None, "expires_at": None, "key": None}
+        blank |= {"owner": None, "size": None}
         change = update(_items).where(which, _kept()).values(**blank, forgotten_at=self._clock.now())
         return connection.execute(change).rowcount
 

@@ -1,12 +1,13 @@
 """Who may come in, in the journal's database: API keys, tickets for one socket, and the lines of the audit log.
 
 No secret is here, only what can be compared with one: SHA-256 of 256 random bits needs no slow hash. Nothing changes or
-deletes an audit line.
+deletes an audit line, and each has a digest of itself and of the one before, so that a change behind our back shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,9 +19,10 @@ from qraf.storage import tables
 from qraf.storage.line import Line, retried
 from qraf.storage.pages import check_limit, decode_cursor, encode_cursor
 
-__all__ = ["AuditRecord", "KeyRecord", "KeyTable", "TicketRecord"]
+__all__ = ["AuditCheck", "AuditRecord", "KeyRecord", "KeyTable", "TicketRecord"]
 
 _keys, _tickets, _audit = tables.keys, tables.tickets, tables.audit
+_MANY = 500  # lines in one read of a check
 
 Begin = Callable[[str], AbstractContextManager[Connection]]
 
@@ -63,6 +65,21 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
     address: str = ""
     request: str = ""
     times: int = 1
+
+
+class AuditCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What a walk along the chain found.
+
+    `broken`: the number of the first line that was changed, or before which one is missing. `head`: the digest of the
+    line `last`; that lines were cut off at the end shows where an older head was kept elsewhere. `unchained`: lines of
+    a version before there was a chain.
+    """
+
+    lines: int
+    unchained: int
+    broken: int | None
+    last: int
+    head: str
 
 
 class KeyTable:
@@ -161,6 +178,10 @@ class KeyTable:
         """Add lines."""
         rows = [{key: value for key, value in msgspec.structs.asdict(one).items() if key != "seq"} for one in lines]
         with self._write("write audit") as connection:
+            last = connection.execute(select(_audit.c.chain).order_by(_audit.c.seq.desc()).limit(1)).scalar()
+            chain = bytes(last or b"")
+            for row in rows:
+                row["chain"] = chain = _link(chain, row)
             connection.execute(insert(_audit), rows)
 
     @retried
@@ -169,7 +190,7 @@ class KeyTable:
     ) -> tuple[list[AuditRecord], str | None]:
         """A page of a tenant's lines (None: of every tenant's), newest first, and the cursor of the next one."""
         check_limit(limit)
-        query = select(_audit).order_by(_audit.c.seq.desc()).limit(limit + 1)
+        query = select(*_LINE).order_by(_audit.c.seq.desc()).limit(limit + 1)
         if tenant is not None:
             query = query.where(_audit.c.tenant == tenant)
         if cursor is not None:
@@ -178,6 +199,34 @@ class KeyTable:
             found = [AuditRecord(**row._mapping) for row in connection.execute(query)]
         end = found[limit - 1] if len(found) > limit else None
         return found[:limit], None if end is None else encode_cursor("audit", end.seq)
+
+    @retried
+    def check_audit(self) -> AuditCheck:
+        """Walk along the chain of all lines."""
+        lines, unchained, last, chain = 0, 0, 0, b""
+        while True:
+            with self._read("read audit") as connection:
+                query = select(_audit).where(_audit.c.seq > last).order_by(_audit.c.seq).limit(_MANY)
+                rows = connection.execute(query).all()
+            for row in rows:
+                last, lines = row.seq, lines + 1
+                if row.chain is None and not chain:
+                    unchained += 1
+                    continue
+                if row.chain is None or bytes(row.chain) != _link(chain, dict(row._mapping)):
+                    return AuditCheck(lines=lines, unchained=unchained, broken=last, last=last, head=chain.hex())
+                chain = bytes(row.chain)
+            if len(rows) < _MANY:
+                return AuditCheck(lines=lines, unchained=unchained, broken=None, last=last, head=chain.hex())
+
+
+_LINE = [column for column in _audit.columns if column.name != "chain"]
+
+
+def _link(before: bytes, row: Mapping[str, Any]) -> bytes:
+    """A line's place in the chain: the digest of the one before and of what it says."""
+    said = [row[name] for name in AuditRecord.__struct_fields__ if name != "seq"]
+    return hashlib.sha256(before + msgspec.json.encode(said)).digest()
 
 
 def _key(row: Any) -> KeyRecord:

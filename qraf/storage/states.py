@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, or_,
 
 from qraf.clock import Clock
 from qraf.errors import LimitExceeded, NotFound, SealBroken, VersionConflict
+from qraf.settings import QuotaSettings
 from qraf.state_orders import StateView
 from qraf.storage import tables
 from qraf.storage.keyring import Keyring, states_scope, tenant_of_scope
@@ -23,7 +24,8 @@ from qraf.storage.pages import check_limit, decode_cursor, encode_cursor, of_ten
 from qraf.storage.records import StateRecord
 from qraf.storage.seal import DataKey
 from qraf.storage.sealed import open_state, seal_state
-from qraf.tenants import DEFAULT_TENANT
+from qraf.storage.usage import UsageTable
+from qraf.tenants import DEFAULT_TENANT, tenant_of
 from qraf.times import format_time
 
 __all__ = ["StateTable", "shown"]
@@ -38,12 +40,19 @@ Begin = Callable[[str], AbstractContextManager[Connection]]
 class StateTable:
     """The states of a journal, which makes it; every method blocks and may raise `StorageFailed`."""
 
-    def __init__(self, write: Begin, read: Begin, clock: Clock, line: Line, keyring: Keyring) -> None:
+    def __init__(
+        self, write: Begin, read: Begin, clock: Clock, line: Line, keyring: Keyring, usage: UsageTable
+    ) -> None:
         self._write, self._read, self._clock, self.line, self._keyring = write, read, clock, line, keyring
 
     @retried
     def put(
-        self, records: Sequence[StateRecord], *, max_states: int | None = None, max_bytes: int | None = None
+        self,
+        records: Sequence[StateRecord],
+        *,
+        max_states: int | None = None,
+        max_bytes: int | None = None,
+        quotas: QuotaSettings | None = None,
     ) -> list[StateRecord]:
         """Write states in one transaction: all or none, durable on return; the records with their times.
 
@@ -54,6 +63,7 @@ class StateTable:
             NotFound: a state to change is not there.
             VersionConflict: it is there in another version, or a new one's id is taken.
             LimitExceeded: there would be more than `max_states`, or their packets had more than `max_bytes`.
+            QuotaExceeded: a tenant would hold more bytes than it may.
         """
         now = self._clock.now()
         done: list[StateRecord] = []
@@ -61,7 +71,7 @@ class StateTable:
         with self._write("write states") as connection:
             found = _sizes(connection, [record.id for record in records])
             keys = self._keyring.current(connection, {states_scope(record.id) for record in records})
-            grown_bytes = 0
+            grown_bytes, grown = 0, Counter[str]()
             for record in records:
                 row = _sealed(record, keys.get(states_scope(record.id)))
                 row |= {"size": len(record.packet), "updated_at": now}
@@ -72,6 +82,7 @@ class StateTable:
                         continue
                     new.append({"id": record.id, "created_at": now, **row})
                     grown_bytes += len(record.packet)
+                    grown[tenant_of(record.id)] += len(record.packet)
                     done.append(_stamped(record, now, now))
                     continue
                 if old is None:
@@ -80,7 +91,9 @@ class StateTable:
                     raise VersionConflict("state", record.id, record.version - 1, old.version)
                 connection.execute(update(_states).where(_states.c.id == record.id).values(**row))
                 grown_bytes += len(record.packet) - old.size
+                grown[tenant_of(record.id)] += len(record.packet) - old.size
                 done.append(_stamped(record, old.created_at, now))
+            self._usage.grow_states(connection, grown, quotas)
             if new:
                 connection.execute(insert(_states), new)
             if new or grown_bytes > 0:
@@ -143,12 +156,14 @@ class StateTable:
         """
         with self._write("delete states") as connection:
             for place, state in enumerate(ids):
-                now = connection.execute(select(_states.c.version).where(_states.c.id == state)).scalar()
+                query = select(_states.c.version, _states.c.size).where(_states.c.id == state)
+                now = connection.execute(query).first()
                 if now is None:
                     raise NotFound("state", state)
-                if versions is not None and versions[place] != now:
-                    raise VersionConflict("state", state, versions[place], now)
+                if versions is not None and versions[place] != now.version:
+                    raise VersionConflict("state", state, versions[place], now.version)
                 connection.execute(delete(_states).where(_states.c.id == state))
+                self._usage.grow_states(connection, {tenant_of(state): -now.size}, None)
 
     def _same(self, connection: Connection, record: StateRecord, old: Any) -> StateRecord:
         """A new state that is there already, as it was written then; another one under its id is refused."""

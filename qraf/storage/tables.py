@@ -30,6 +30,7 @@ __all__ = [
     "data_keys",
     "fences",
     "gateways",
+    "held",
     "items",
     "keys",
     "metadata",
@@ -39,9 +40,10 @@ __all__ = [
     "snapshots",
     "states",
     "tickets",
+    "usage",
 ]
 
-REVISION = "0007"  # the newest migration; a test holds it against the files
+REVISION = "0008"  # the newest migration; a test holds it against the files
 
 metadata = MetaData()
 
@@ -64,6 +66,8 @@ items = Table(
     Column("amplitudes", LargeBinary),
     Column("forgotten_at", Double),
     Column("key", BigInteger),
+    Column("owner", String(256)),  # whose it counts for: a key's id, or a token's subject
+    Column("size", Integer),  # what it weighs for quotas
     sqlite_autoincrement=True,  # a number is never given twice, not even after the newest row is gone
 )
 Index(
@@ -170,9 +174,34 @@ audit = Table(
     Column("address", String(64), nullable=False),
     Column("request", String(64), nullable=False),
     Column("times", Integer, nullable=False),
+    Column("chain", LargeBinary),
     sqlite_autoincrement=True,
 )
 Index("audit_tenant", audit.c.tenant, audit.c.seq)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),  # since 1970-01-01, UTC
+    Column("key", String(256), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("frames", BigInteger, nullable=False),
+    Column("items", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("responses", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("generated_tokens", BigInteger, nullable=False),
+)
+
+held = Table(
+    "held",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("owner", String(256), primary_key=True),
+    Column("items", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+)
 
 snapshots = Table(
     "snapshots",

@@ -1,0 +1,152 @@
+"""The ledger: what keys use, on its way to the journal.
+
+Generated tokens are written before anybody sees them, so whatever dies, the journal has counted every token that went
+out; what it counts beyond that is at most what was written and had not left the process. Many responses share one
+transaction: while one is under way the next gathers. Requests and frames are counted here and written every second, so
+a process that is killed loses up to a second of those. Items and bytes are written with the items themselves.
+
+While the journal does not answer nothing stops: tokens are shown after `_PATIENCE_S`, kept here, and written later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from qraf.clock import Clock
+from qraf.errors import QuotaExceeded, StorageFailed
+from qraf.storage.usage import Counts, Payer, Spend, UsageTable, day_of
+
+__all__ = ["Ledger"]
+
+log = logging.getLogger(__name__)
+
+_EVERY_S = 1.0
+_PATIENCE_S = 1.0
+_MOST = 100_000  # keys and days that wait while the journal is away; more are let go, and the log says so
+_MAX_SPENDS = 4096  # in one transaction
+
+
+class Ledger:
+    """Usage of a gateway. `start` before use, `close` writes what waits. Belongs to one event loop."""
+
+    def __init__(self, table: UsageTable, clock: Clock) -> None:
+        self._table, self._clock = table, clock
+        self._counts: dict[tuple[str, str, int], Counts] = {}
+        self._spends: list[tuple[Spend, asyncio.Future[QuotaExceeded | None]]] = []
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing = asyncio.Lock()
+        self._is_away = False
+
+    def start(self) -> None:
+        """Begin to write."""
+        if self._task is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="usage")
+            self._task = asyncio.create_task(self._run(), name="usage")
+
+    async def close(self) -> None:
+        """Write what waits, and stop. Twice: nothing more happens."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        await self.flush()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.shutdown)
+
+    def count(self, payer: Payer, counts: Counts) -> None:
+        """Add to what a key used today; written within a second."""
+        self._add((payer.tenant, payer.key, day_of(self._clock.now())), counts)
+
+    async def spend(self, spend: Spend) -> None:
+        """Count tokens that are about to be shown; durable on return. Cancel: they may have been counted.
+
+        Raises:
+            QuotaExceeded: they do not fit into the day's quota, and were not counted.
+        """
+        answer: asyncio.Future[QuotaExceeded | None] = asyncio.get_running_loop().create_future()
+        self._spends.append((spend, answer))
+        self._wake.set()
+        try:
+            async with asyncio.timeout(0.0 if self._is_away else _PATIENCE_S):
+                refusal = await asyncio.shield(answer)
+        except TimeoutError:
+            self._is_away = True
+            answer.cancel()  # shown now, and counted without asking
+            return
+        if refusal is not None:
+            raise refusal
+
+    async def flush(self) -> None:
+        """Write what waits now, if the journal answers."""
+        if self._thread is None:
+            return
+        async with self._writing:
+            counts, self._counts = self._counts, {}
+            spends, self._spends = self._spends[:_MAX_SPENDS], self._spends[_MAX_SPENDS:]
+            self._count_shown([spend for spend, answer in spends if answer.cancelled()])
+            spends = [one for one in spends if not one[1].cancelled()]
+            if not counts and not spends:
+                return
+            loop = asyncio.get_running_loop()
+            try:
+                answers = await asyncio.shield(
+                    loop.run_in_executor(self._thread, self._table.note, counts, [spend for spend, _ in spends])
+                )
+            except StorageFailed as fault:
+                if not self._is_away:
+                    log.warning("usage waits for the journal: %s", fault)
+                self._is_away = True
+                self._keep(counts, spends)
+            else:
+                self._is_away = False
+                for (spend, answer), refusal in zip(spends, answers, strict=True):
+                    if not answer.done():
+                        answer.set_result(refusal)
+                    elif refusal is not None:
+                        self._count_shown([spend])
+
+    def _keep(
+        self,
+        counts: dict[tuple[str, str, int], Counts],
+        spends: list[tuple[Spend, asyncio.Future[QuotaExceeded | None]]],
+    ) -> None:
+        """What could not be written waits; tokens go among the counts, because they were shown meanwhile."""
+        newer, self._counts = self._counts, counts
+        for at, one in newer.items():
+            self._add(at, one)
+        self._count_shown([spend for spend, _ in spends])
+        for _, answer in spends:
+            if not answer.done():
+                answer.set_result(None)
+
+    def _count_shown(self, spends: Iterable[Spend]) -> None:
+        for spend in spends:
+            self.count(spend.payer, Counts(prompt_tokens=spend.prompt, generated_tokens=spend.generated))
+
+    def _add(self, at: tuple[str, str, int], counts: Counts) -> None:
+        there = self._counts.get(at)
+        if there is None and len(self._counts) >= _MOST:
+            log.error("usage of %d keys waits for the journal; that of more is lost", _MOST)
+            return
+        self._counts.setdefault(at, Counts()).add(counts)
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            if not self._spends:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_EVERY_S):
+                        await self._wake.wait()
+            try:
+                await self.flush()
+            except Exception:
+                log.exception("writing usage failed")
+            if self._is_away:
+                await asyncio.sleep(_EVERY_S)
