@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -55,6 +55,8 @@ from qraf.state_orders import (
     StateViews,
 )
 from qraf.states.portable import from_packet, to_packet
+from qraf.states.spectral import foreseen
+from qraf.storage.fences import Fence
 from qraf.storage.journal import Journal
 from qraf.storage.records import StateRecord
 from qraf.storage.states import shown
@@ -68,7 +70,7 @@ _ID = re.compile(r"(?:[a-z0-9-]{1,32}/)?st_[A-Za-z0-9._-]{1,60}", re.ASCII)  # t
 _LOCKS = 64
 _PAUSE_S = 0.005  # at most, after the first collision
 _TRIES = 16  # a change without a version, against other processes
-_PACKETS = 8  # read from the journal at once
+_PACKETS, _PACKET_BYTES = 8, 64 * 1024**2  # read from the journal at once; a larger one alone
 _DRAWS = 256  # ids that are tried for one that belongs to this host
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -119,7 +121,8 @@ class StateRoom:
         try:
             budget = Budget(limits.max_call_s, limits.max_call_bytes, started)
             budget.check()
-            return self._answer(order, budget)
+            with foreseen(budget.foresee):
+                return self._answer(order, budget)
         except QrafError as fault:
             return fault
         except Exception:  # a fault of ours must not take the others of a batch along
@@ -248,19 +251,19 @@ class StateRoom:
         Raises:
             NotFound: one is not there.
         """
-        versions = self._table.versions(ids)
+        sizes = self._table.sizes(ids)
         found: dict[str, tuple[int, Made]] = {}
         with self._lock:
-            for state, version in versions.items():
+            for state, (version, _) in sizes.items():
                 kept = self._kept.get(state)
                 if kept is not None and kept[0] == version:
                     self._kept.move_to_end(state)
                     found[state] = kept
-        missing = [state for state in versions if state not in found]
+        missing = {state: size for state, (_, size) in sizes.items() if state not in found}
         for _, made in found.values():
             budget.take(made)
-        for start in range(0, len(missing), _PACKETS):
-            for state, record in self._table.fetch(missing[start : start + _PACKETS]).items():
+        for some in _few(missing):
+            for state, record in self._table.fetch(some).items():
                 view = msgspec.json.decode(record.view, type=StateView)
                 made = Made(from_packet(record.packet), view.certificate.trace_distance, view.moved, view.label)
                 found[state] = record.version, budget.take(made)
@@ -353,6 +356,18 @@ class StateRoom:
     def _check_versions(ids: Sequence[str], versions: Sequence[int] | None) -> None:
         if versions is not None and len(versions) != len(ids):
             raise InvalidRequest(f"must be one for each of {len(ids)} states, but are {len(versions)}", "/versions")
+
+
+def _few(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """The states in groups that are read from the journal at once."""
+    some: list[str] = []
+    for state, size in sizes.items():
+        if some and (len(some) == _PACKETS or sum(sizes[one] for one in some) + size > _PACKET_BYTES):
+            yield some
+            some = []
+        some.append(state)
+    if some:
+        yield some
 
 
 _Changing = StateEvolve | StateMerge | StateTensor | StatePartialTrace

@@ -13,8 +13,8 @@ from qraf.operations.state import Made, check_loss, rounding
 from qraf.state_orders import StateEvolveBody, Step
 from qraf.states import channels
 from qraf.states.circuit import run_circuit
-from qraf.states.evolve import evolve_many
-from qraf.states.state import RANK_MAX, State
+from qraf.states.evolve import evolve_dense, evolve_many
+from qraf.states.state import State
 from qraf.states.subsystems import check_on, join, split
 
 __all__ = ["evolve"]
@@ -56,10 +56,32 @@ def evolve(
             continue
         with _at_field(pointer, kind):
             channel = _channel(step, pointer)
-        for subsystems in _targets(step, kind, made, pointer):
-            with _at_field(pointer, kind):
-                made = _through(made, channel, subsystems, order.loss, budget)
+        targets = _targets(step, kind, made, pointer)
+        with _at_field(pointer, kind):
+            made = _through_all(made, channel, targets, order.loss, budget)
     return made
+
+
+def _through_all(
+    made: Sequence[Made],
+    channel: channels.Channel,
+    targets: Sequence[tuple[int, ...] | None],
+    loss: float,
+    budget: Budget,
+) -> list[Made]:
+    """Send states through a channel on one target after the other; dense where the rank comes near the dimension."""
+    done: dict[int, Made] = {}
+    for place, one in enumerate(made if not loss else ()):
+        state = evolve_dense(one.state, channel, targets)
+        if state is not None:
+            later = replace(one, error=one.error + (len(targets) - 1) * rounding(state))
+            done[place] = budget.take(later.then(state))
+    rest = [place for place in range(len(made)) if place not in done]
+    some = [made[place] for place in rest]
+    for on in targets if rest else ():
+        some = _through(some, channel, on, loss, budget)
+    done |= zip(rest, some, strict=True)
+    return [done[place] for place in range(len(made))]
 
 
 def _through(
@@ -67,7 +89,7 @@ def _through(
 ) -> list[Made]:
     """Send states through a channel, as many at once as there is room for if each came to its full rank."""
     done: list[Made] = []
-    largest = max(16 * one.state.d * min(one.state.d, RANK_MAX) for one in made)
+    largest = max(16 * one.state.d**2 for one in made)
     at_once = max(1, _AT_ONCE // largest)
     taken = budget.taken
     for start in range(0, len(made), at_once):

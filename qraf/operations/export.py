@@ -10,7 +10,7 @@ from qraf.operations.arrays import numbers_of
 from qraf.operations.state import Made
 from qraf.state_orders import Format
 from qraf.states.portable import from_npz, from_packet, to_npz, to_packet
-from qraf.states.state import DENSE_MAX, State
+from qraf.states.state import RHO_MAX, State
 
 __all__ = ["export", "imported"]
 
@@ -25,7 +25,7 @@ def export(made: Made, form: Format) -> tuple[str, bytes]:
     if form == "npz":
         return "application/x-npz", to_npz(made.state)
     document: dict[str, Any] = {"dims": made.state.dims, "factor": numbers_of(made.state.factor)}
-    if made.state.d <= DENSE_MAX:
+    if made.state.d <= RHO_MAX:
         document["rho"] = numbers_of(made.state.rho())
     return "application/json", msgspec.json.encode(document)
 

@@ -10,13 +10,17 @@ from torch import Tensor
 
 from qraf.errors import InvalidRequest, NotFound
 from qraf.operations.batches import matrices_of
+from qraf.operations.budget import Budget
 from qraf.operations.prepare import prepare
 from qraf.operations.state import Made
 from qraf.service_orders import Matrices
 from qraf.state_orders import Operand, Preparation
-from qraf.states.state import DENSE_MAX, State
+from qraf.states.state import State
 
-__all__ = ["densities_of", "states_of"]
+__all__ = ["BYTES_MAX", "densities_of", "states_of"]
+
+BYTES_MAX = 512 * 1024**2
+"""Of the factors of an order's states, or of those of a part where it is cut into parts."""
 
 
 def states_of(operands: Sequence[Operand], pointer: str) -> list[State]:
@@ -24,13 +28,15 @@ def states_of(operands: Sequence[Operand], pointer: str) -> list[State]:
 
     Raises:
         InvalidRequest: none, or one that cannot be made, by its pointer.
+        LimitExceeded: they have more than `BYTES_MAX` bytes.
     """
     if not operands:
         raise InvalidRequest("must hold at least one state", pointer)
+    budget = Budget(max_bytes=BYTES_MAX, room="bytes of the states of one order")
     made = []
     for index, operand in enumerate(operands):
         wanted = Preparation(state=operand) if isinstance(operand, str) else operand
-        made += prepare([(wanted, f"{pointer}/{index}")], _no_encoder, _no_store)
+        made += prepare([(wanted, f"{pointer}/{index}")], _no_encoder, _no_store, budget)
     return [one.state for one in made]
 
 
@@ -42,9 +48,6 @@ def densities_of(matrices: Matrices | None, operands: Sequence[Operand] | None) 
         return matrices_of(matrices, "/matrices")
     found = []
     for index, state in enumerate(states_of(operands or (), "/states")):
-        if state.d > DENSE_MAX:
-            need = f"must have d of at most {DENSE_MAX}, for it is made dense, but has {state.d}"
-            raise InvalidRequest(need, f"/states/{index}")
         found.append((state.rho(), f"/states/{index}"))
     return found
 

@@ -28,6 +28,7 @@ from qraf.states.checks import check_density, eigenvalue_cut
 from qraf.states.measures import factor_of, trace_distance_factor
 from qraf.states.physical import hermitian_part, nearest_spectrum
 from qraf.states.sketch import Sketch
+from qraf.states.spectral import eigh
 from qraf.states.truncate import recompress_sketch, truncate
 
 __all__ = ["nearest", "recompress", "truncated"]
@@ -100,7 +101,7 @@ def check_rank(rank: int | None, d: int, pointer: str) -> None:
 
 def _nearest(mu: Tensor, rank: int | None, form: Form) -> list[NearestState]:
     hermitian = hermitian_part(mu)
-    values, vectors = torch.linalg.eigh(hermitian)
+    values, vectors = eigh(hermitian)
     projected = nearest_spectrum(values, rank)
     rho = (vectors * projected[:, None, :]) @ vectors.mH
     moved = (projected - values).abs().sum(-1) / 2

@@ -5,6 +5,7 @@ No torch here: a gateway cuts, the services work. Costs are estimates for one co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from qraf.state_orders import ArrayData, Preparation
 
 __all__ = ["Part", "cost_s", "joined", "placed", "service_of", "split"]
 
+_DIM_MAX = 4096  # that of states; a larger one is a fault
 _EACH_S = 1e-4  # a matrix or a state, whatever its size
 _CUBE_S = 2e-9  # d^3 of an eigendecomposition with its products, complex128
 _AMPLITUDE_S = 3e-8  # one amplitude in one code, coded, decoded and measured
@@ -246,12 +248,20 @@ def _dim(operand: Any) -> int:
     if not isinstance(operand, Preparation):
         return 0
     if operand.packet is not None:
-        return min(1024, len(operand.packet) // 8)
+        return max(min(1024, len(operand.packet) // 8), math.isqrt(len(operand.packet) // 16))
     for numbers in (operand.amplitudes, operand.density, operand.factor):
         if numbers is not None:
             shape = (numbers.shape or _shape(numbers.real)) if isinstance(numbers, ArrayData) else _shape(numbers)
-            return min(1024, shape[-1] if shape else 0)
-    return 16
+            return min(_DIM_MAX, shape[-1] if shape else 0)
+    return _named_dim(operand.named) if operand.named is not None else 16
+
+
+def _named_dim(name: str) -> int:
+    """Of a maximally mixed state; the others are pure, or a fault."""
+    sizes = name.removeprefix("mixed:").split("x")
+    if not name.startswith("mixed:") or not all(one.isdecimal() and len(one) < 5 for one in sizes):
+        return 16
+    return min(_DIM_MAX, math.prod(map(int, sizes)) if len(sizes) > 1 else 2 ** min(12, int(sizes[0])))
 
 
 def _part(order: ServiceOrder, field: str, cut: _Cut, start: int, stop: int) -> Part:

@@ -13,7 +13,7 @@ from qraf.actors.runtime import Runtime
 from qraf.actors.services import Services, ServiceStatus
 from qraf.clock import Clock
 from qraf.code_orders import ShotsDecoded
-from qraf.errors import InvalidRequest, NotFound, QrafError
+from qraf.errors import InvalidRequest, LimitExceeded, NotFound, QrafError
 from qraf.network.placement import session_node
 from qraf.network.topology import Topology
 from qraf.operations.parts import Part, cost_s, joined, placed, service_of, split
@@ -33,6 +33,7 @@ from qraf.sessions.registry import Sessions
 from qraf.settings import ServiceSettings
 from qraf.state_orders import ArrayData, Operand, Preparation
 from qraf.storage.journal import Journal
+from qraf.storage.records import StateRecord
 from qraf.tenants import DEFAULT_TENANT, plain
 
 __all__ = ["Orders"]
@@ -138,7 +139,7 @@ class Orders:
             return order, ()
         ids = [one if isinstance(one, str) else one.state for one in states]
         wanted = [one for one in ids if one is not None]
-        found = await asyncio.to_thread(self._journal.states.fetch, wanted) if wanted else {}
+        found = await self._packets(wanted) if wanted else {}
         texts = [_text(one) for one in states]
         given = [text for text in texts if text is not None]
         encoded = await self._runtime.encode(given) if given else np.zeros((0, 0), np.float32)
@@ -155,6 +156,13 @@ class Orders:
             else:
                 filled.append(operand)
         return msgspec.structs.replace(order, states=tuple(filled)), ()
+
+    async def _packets(self, wanted: Sequence[str]) -> dict[str, StateRecord]:
+        sizes = await asyncio.to_thread(self._journal.states.sizes, wanted)
+        most, total = self._settings.max_operation_bytes, sum(size for _, size in sizes.values())
+        if total > most:
+            raise LimitExceeded("services.max_operation_bytes", most, total)
+        return await asyncio.to_thread(self._journal.states.fetch, wanted)
 
     async def _with_sketches(self, order: Recompress) -> tuple[ServiceOrder, Sequence[str]]:
         given = [name for name in ("session", "collection", "sketches") if getattr(order, name) is not None]

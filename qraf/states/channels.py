@@ -27,7 +27,7 @@ from torch import Tensor
 from qraf.errors import InvalidState
 from qraf.states.checks import TOLERANCE, check_finite, check_square
 from qraf.states.state import principal_rows
-from qraf.states.subsystems import apply_operator, check_room, fold, join, split, stack
+from qraf.states.subsystems import apply_operator, fold, join, split, stack
 
 __all__ = [
     "AmplitudeDamping",
@@ -76,7 +76,6 @@ class Depolarizing:
             return parts
         m = parts.shape[-2]
         rest = principal_rows(parts.flatten(-3, -2))[0]  # tr_on(rho): every basis row of the part gives one
-        check_room(m * rest.shape[-2], m * rest.shape[-1])
         mixed = torch.einsum("...kb,ij->...kijb", rest, torch.eye(m, dtype=parts.dtype, device=parts.device))
         return torch.cat((math.sqrt(1 - self.p) * parts, math.sqrt(self.p / m) * mixed.flatten(-4, -3)), -3)
 
@@ -100,7 +99,6 @@ class Dephasing:
         """At most r + m min(r, rest) rows."""
         if self.p == 0:
             return parts
-        check_room(parts.shape[-2] * min(parts.shape[-3], parts.shape[-1]), parts.shape[-2] * parts.shape[-1])
         blocks = principal_rows(parts.movedim(-2, -3))[0]  # (..., m, k, rest): |i><i| rho |i><i| one by one
         eye = torch.eye(parts.shape[-2], dtype=parts.dtype, device=parts.device)
         split = torch.einsum("...ikb,ij->...ikjb", blocks, eye).flatten(-4, -3)
@@ -123,13 +121,14 @@ class PhaseDamping:
 
     def rows(self, parts: Tensor, sizes: tuple[int, ...]) -> Tensor:
         """As dephasing by 1 - sqrt(1 - lam)."""
-        return self._dephasing().rows(parts, sizes)
+        return self.dephasing().rows(parts, sizes)
 
     def kraus(self, sizes: tuple[int, ...]) -> Tensor:
         """As dephasing; on a qubit the same channel as diag(1, sqrt(1 - lam)), diag(0, sqrt(lam))."""
-        return self._dephasing().kraus(sizes)
+        return self.dephasing().kraus(sizes)
 
-    def _dephasing(self) -> Dephasing:
+    def dephasing(self) -> Dephasing:
+        """The dephasing that is the same channel."""
         return Dephasing(self.lam / (1 + math.sqrt(1 - self.lam)))  # 1 - sqrt(1 - lam), with all digits
 
 
@@ -187,20 +186,21 @@ class Relaxation:
         dims = (*sizes, parts.shape[-1])
         factor = parts.flatten(-2)
         for index in range(len(_qubits(sizes))):
-            for one in self._steps():
+            for one in self.steps():
                 factor = fold(join(one.rows(split(factor, dims, (index,)), (2,)), dims, (index,)))
         return factor.reshape(*factor.shape[:-1], *parts.shape[-2:])
 
     def kraus(self, sizes: tuple[int, ...]) -> Tensor:
         """The products of the qubits' operators."""
-        damp, dephase = (one.kraus((2,)) for one in self._steps())
+        damp, dephase = (one.kraus((2,)) for one in self.steps())
         both = torch.einsum("aij,bjk->abik", dephase, damp).flatten(0, 1)
         whole = torch.ones(1, 1, 1, dtype=torch.complex128)
         for _ in _qubits(sizes):
             whole = torch.stack([torch.kron(a, b) for a in whole for b in both])
         return whole
 
-    def _steps(self) -> tuple[AmplitudeDamping, PhaseDamping]:
+    def steps(self) -> tuple[AmplitudeDamping, PhaseDamping]:
+        """What happens to each qubit, one after the other."""
         pure = max(0.0, 1 / self.t2_s - 1 / (2 * self.t1_s))  # the rate that T1 alone does not explain
         return AmplitudeDamping(-math.expm1(-self.t_s / self.t1_s)), PhaseDamping(-math.expm1(-2 * self.t_s * pure))
 

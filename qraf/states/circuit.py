@@ -29,12 +29,13 @@ from qraf.errors import InvalidState
 from qraf.states.checks import eigenvalue_cut
 from qraf.states.gate_calls import GateCalls, Operand, inclusive, operand_places
 from qraf.states.qasm import Number, Scope, evaluate, fault, parse, whole_number
-from qraf.states.state import RANK_MAX, State, principal_rows
+from qraf.states.state import DIM_MAX, State, principal_rows
 
 __all__ = ["CircuitRun", "run_circuit"]
 
 QUBITS_MAX = 12
 BITS_MAX = 1024
+KETS_MAX = DIM_MAX
 SECONDS_MAX = 60.0
 _NOTHING = 1e-12  # norm of a ket that is made of rounding errors
 
@@ -62,7 +63,7 @@ def run_circuit(source: str, start: State | None = None, check: Callable[[], obj
 
     Raises:
         InvalidState: named `circuit:line:column`: no OpenQASM 3, a part that is not read here, more than 12 qubits, a
-            mixture of more than `RANK_MAX` kets, too much work.
+            mixture of more than `KETS_MAX` kets, too much work.
     """
     program = parse(source)
     try:
@@ -317,7 +318,7 @@ def _size(node: ast.Expression | None, scope: Scope, at: ast.QASMNode) -> int:
 
 def _folded(ends: Sequence[_Kets], at: ast.QASMNode) -> _Kets:
     """Put branches together: kets that go with the same bits become as few as their mixture needs."""
-    kets = _together(ends, at, 2 * RANK_MAX)
+    kets = _together(ends, at, 2 * KETS_MAX)
     if kets.bits.shape[1]:
         values, group = np.unique(kets.bits, axis=0, return_inverse=True)
     else:
@@ -329,11 +330,11 @@ def _folded(ends: Sequence[_Kets], at: ast.QASMNode) -> _Kets:
     return _together([_Kets(torch.cat(parts), bits)], at)
 
 
-def _together(ends: Sequence[_Kets], at: ast.QASMNode, most: int = RANK_MAX) -> _Kets:
+def _together(ends: Sequence[_Kets], at: ast.QASMNode, most: int = KETS_MAX) -> _Kets:
     rows, bits = torch.cat([end.rows for end in ends]), np.concatenate([end.bits for end in ends])
     alive = (torch.linalg.vector_norm(rows, dim=-1) > _NOTHING).numpy()
     if alive.sum() > most:
-        need = f"mix at most {RANK_MAX} kets; leave out measurements that nothing depends on"
+        need = f"mix at most {KETS_MAX} kets; leave out measurements that nothing depends on"
         raise fault(at, need, f"mixes {alive.sum()} after this")
     return _Kets(rows[torch.from_numpy(alive)], bits[alive])
 

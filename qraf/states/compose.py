@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from qraf.errors import InvalidState
-from qraf.states import measures
+from qraf.states import measures, spectral
 from qraf.states.checks import check_weights
-from qraf.states.state import DIM_MAX, RANK_MAX, State
-from qraf.states.subsystems import check_on, check_room, split
+from qraf.states.state import DIM_MAX, State
+from qraf.states.subsystems import check_on, split, stack
 
 __all__ = ["Comparison", "compare", "merge", "partial_trace", "tensor"]
+
+_SVD_S = 4e-9  # seconds of one core for n^3, complex
+_LARGE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +43,12 @@ def tensor(first: State, *others: State) -> State:
     """The product state; the first one's subsystems vary slowest.
 
     Raises:
-        InvalidState: the dimension would pass `DIM_MAX`, or the rank `RANK_MAX`.
+        InvalidState: the dimension would pass `DIM_MAX`.
     """
     states = (first, *others)
-    d, rank = math.prod(state.d for state in states), math.prod(state.rank for state in states)
+    d = math.prod(state.d for state in states)
     if d > DIM_MAX:
         raise InvalidState("product", f"have dimension at most {DIM_MAX} (12 qubits)", f"has {d}")
-    if rank > RANK_MAX:
-        raise InvalidState("product", f"have rank at most {RANK_MAX}", f"has {rank}")
     factor = first.factor
     for other in others:
         factor = torch.kron(*_alike(factor, other.factor))
@@ -62,7 +63,6 @@ def partial_trace(state: State, keep: Sequence[int]) -> State:
     """
     kept = sorted(check_on(keep, state.dims, "keep"))
     rows = split(state.factor, state.dims, kept).movedim(-1, -2).flatten(0, 1)  # each basis state traced out is a row
-    check_room(*rows.shape)
     return State(rows, tuple(state.dims[index] for index in kept))
 
 
@@ -83,11 +83,8 @@ def merge(states: Sequence[State], weights: Sequence[float] | Tensor | None = No
     check_weights(shares, n)
     complex_ones = any(state.factor.is_complex() for state in states)
     dtype = torch.complex128 if complex_ones else torch.float64
-    check_room(sum(state.rank for state in states), states[0].d)
-    rows = [
-        math.sqrt(share) * one.factor.to(dtype) for share, one in zip(shares.tolist(), states, strict=True) if share
-    ]
-    factor = torch.cat(rows)
+    pairs = zip(shares.tolist(), states, strict=True)
+    factor = stack(math.sqrt(share) * one.factor.to(dtype) for share, one in pairs if share)
     return State(factor / torch.linalg.vector_norm(factor), states[0].dims)
 
 
@@ -102,19 +99,29 @@ def compare(a: State, b: State) -> Comparison:
     """
     if a.d != b.d:
         raise InvalidState("states", "have one dimension d", f"have {a.d} and {b.d}")
-    A, B = _alike(a.factor, b.factor)
-    rank = max(a.rank, b.rank)
-    A, B = (torch.nn.functional.pad(one, (0, 0, 0, rank - len(one))) for one in (A, B))
-    left, overlap, right = torch.linalg.svd(B @ A.mH)
-    distance = min(float(torch.linalg.vector_norm(left @ (right @ A) - B)), math.sqrt(2))
+    A, B = sorted(_alike(a.factor, b.factor), key=len, reverse=True)
+    spectral.announce(_SVD_S * len(A) * len(B) ** 2)
+    left, overlap, right = torch.linalg.svd(B @ A.mH, full_matrices=False)
+    turned = right @ A  # where B has fewer rows, what they cannot meet of A is a distance of its own
+    distance = float(torch.linalg.vector_norm(left @ turned - B))
+    if len(B) < len(A):
+        distance = math.hypot(distance, float(torch.linalg.vector_norm(A - right.mH @ turned)))
+    distance = min(distance, math.sqrt(2))
     angle = 2 * math.asin(distance / 2)
     return Comparison(
         fidelity=min(1.0, float(overlap.sum()) ** 2),
         infidelity=math.sin(angle) ** 2,
-        trace_distance=float(measures.trace_distance_factor(*_alike(a.factor, b.factor))),
+        trace_distance=_trace_distance(a, b),
         bures_distance=distance,
         bures_angle=angle,
     )
+
+
+def _trace_distance(a: State, b: State) -> float:
+    if a.d >= _LARGE and a.rank + b.rank > a.d // 2:  # nothing is gained by the factors, and the matrix may have blocks
+        values = spectral.eigvalsh(torch.sub(*_alike(a.rho(), b.rho())))
+        return min(1.0, float(values.abs().sum()) / 2)
+    return float(measures.trace_distance_factor(*_alike(a.factor, b.factor)))
 
 
 def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

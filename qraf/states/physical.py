@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qraf.errors import InvalidState
 from qraf.states.checks import check_finite, check_norm, check_square
+from qraf.states.spectral import eigh
 
 __all__ = ["hermitian_part", "nearest_factor", "nearest_spectrum", "nearest_state"]
 
@@ -45,7 +46,7 @@ def nearest_factor(mu: Tensor, rank: int | None = None) -> Tensor:
     r is the largest rank in the batch; the rows of lower ones are filled with zeros. Arguments as of `nearest_state`.
     """
     check_norm(check_square(mu, "mu"), "mu")
-    values, vectors = torch.linalg.eigh(hermitian_part(mu))
+    values, vectors = eigh(hermitian_part(mu))
     projected = nearest_spectrum(values, rank)
     # eigh sorts upwards, so what is left of every spectrum stands at the end
     r = max(1, int((projected > 0).sum(-1).max())) if projected.numel() else 1

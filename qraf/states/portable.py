@@ -4,7 +4,7 @@
     data = np.load("state.npz")
     rho = qutip.Qobj(data["rho"], dims=[data["dims"].tolist()] * 2)
 
-An .npz holds `factor` (r, d) with rho = L^H L, `dims` (n,), and for d up to `DENSE_MAX` also `rho` (d, d). Above that a
+An .npz holds `factor` (r, d) with rho = L^H L, `dims` (n,), and for d up to `RHO_MAX` also `rho` (d, d). Above that a
 pure state is `qutip.Qobj(data["factor"].conj().T, dims=[dims, [1] * len(dims)])`. QuTiP's order of subsystems is ours.
 The way back: `np.savez("state.npz", rho=q.full(), dims=q.dims[0])`. Nothing is ever pickled or unpickled.
 """
@@ -24,16 +24,16 @@ from torch import Tensor
 
 from qraf.errors import InvalidState
 from qraf.states.checks import TOLERANCE
-from qraf.states.envelope import unseal
-from qraf.states.packet import pack
-from qraf.states.state import DENSE_MAX, DIM_MAX, RANK_MAX, State
+from qraf.states.packet import opened, pack
+from qraf.states.state import DIM_MAX, RHO_MAX, State
 
 __all__ = ["BYTES_MAX", "from_npz", "from_packet", "to_npz", "to_packet"]
 
-BYTES_MAX = 16 * (RANK_MAX * DIM_MAX + DENSE_MAX**2) + 2**16
-"""The largest file that is read: the largest factor, the largest matrix, and room for headers; 80 MiB."""
+BYTES_MAX = 16 * (DIM_MAX**2 + RHO_MAX**2) + 2**16
+"""The largest file that is read: the largest factor or matrix, the largest rho beside it, room for headers; 272 MiB."""
 
 _ARRAYS = {"factor": 2, "rho": 2, "psi": 1, "dims": 1}
+_BYTES = {"psi.npy": 16 * DIM_MAX + 2**12, "dims.npy": 16 * DIM_MAX + 2**12}  # a file of zeros packs well
 _DTYPES = ("<f4", "<f8", "<c8", "<c16")
 
 
@@ -49,7 +49,7 @@ def from_packet(data: bytes) -> State:
         InvalidState: too large, damaged, of another kind or version, or no state.
     """
     _check_bytes(len(data))
-    kind, facts, arrays = unseal(data)
+    kind, facts, arrays = opened(data)
     if kind not in ("factor", "dense"):
         raise InvalidState("packet", "hold a factor or a dense state", f"holds a {kind}")
     dims = facts.get("dims", [])
@@ -59,12 +59,12 @@ def from_packet(data: bytes) -> State:
 
 
 def to_npz(state: State) -> bytes:
-    """The state as an .npz file: `factor`, `dims`, and `rho` for d up to `DENSE_MAX`."""
+    """The state as an .npz file: `factor`, `dims`, and `rho` for d up to `RHO_MAX`."""
     arrays: dict[str, NDArray[Any]] = {
         "factor": state.factor.cpu().numpy(),
         "dims": np.array(state.dims, dtype=np.int64),
     }
-    if state.d <= DENSE_MAX:
+    if state.d <= RHO_MAX:
         arrays["rho"] = state.rho().cpu().numpy()
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
@@ -80,7 +80,8 @@ def from_npz(data: bytes) -> State:
     _check_bytes(len(data))
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            _check_bytes(sum(member.file_size for member in archive.infolist()))
+            for member in archive.infolist():
+                _check_bytes(member.file_size, _BYTES.get(member.filename, BYTES_MAX), member.filename)
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in _ARRAYS if name in file.files}
     except InvalidState:
@@ -126,6 +127,6 @@ def _tensor(name: str, array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
 
 
-def _check_bytes(size: int) -> None:
-    if size > BYTES_MAX:
-        raise InvalidState("file", f"be at most {BYTES_MAX} bytes", f"is {size}")
+def _check_bytes(size: int, most: int = BYTES_MAX, name: str = "") -> None:
+    if size > most:
+        raise InvalidState("file", f"be at most {most} bytes{f' in {name}' if name else ''}", f"is {size}")

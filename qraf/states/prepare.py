@@ -20,7 +20,7 @@ from torch import Tensor
 from qraf.errors import InvalidState
 from qraf.states.checks import check_finite, check_square
 from qraf.states.physical import nearest_factor
-from qraf.states.state import DIM_MAX, RANK_MAX, State
+from qraf.states.state import DIM_MAX, State
 
 __all__ = [
     "QUBITS_MAX",
@@ -110,7 +110,7 @@ def named(name: str) -> State:
     `mixed:n`, maximally mixed, of n qubits, and `mixed:2x3` of any dims.
 
     Raises:
-        InvalidState: no such name, or more than 12 qubits (`mixed`: a dimension above `RANK_MAX`).
+        InvalidState: no such name, or more than 12 qubits (`mixed`: a dimension above `DIM_MAX`).
 
     >>> named("mixed:2x3")
     State(d=6, rank=6, dims=(2, 3))
@@ -231,8 +231,10 @@ def _pure(amplitudes: list[float]) -> State:
 
 def _mixed(dims: tuple[int, ...]) -> State:
     d = math.prod(dims)
-    if not 1 <= d <= RANK_MAX:
-        raise InvalidState("name", f"name a mixed state of dimension 1 to {RANK_MAX}", f"names dimension {d}")
+    if not 1 <= d <= DIM_MAX:
+        raise InvalidState(
+            "name", f"name a mixed state of dimension 1 to {DIM_MAX} (12 qubits)", f"names dimension {d}"
+        )
     return State(torch.eye(d, dtype=torch.float64) / math.sqrt(d), dims)
 
 

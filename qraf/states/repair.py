@@ -29,6 +29,7 @@ from torch import Tensor
 from qraf.errors import InvalidState
 from qraf.states.checks import check_factor, check_norm, check_same_dimension, check_square
 from qraf.states.physical import hermitian_part, nearest_spectrum
+from qraf.states.spectral import eigh, eigvalsh
 
 __all__ = ["DEFECTS", "Repair", "Syndromes", "align_phase", "procrustes", "repair", "syndromes_of"]
 
@@ -94,7 +95,7 @@ def repair(mu: Tensor, rank: int | None = None, noise: float | None = None) -> R
         raise InvalidState("noise", "be finite and at least 0", f"is {noise}")
     d = check_norm(check_square(mu, "mu"), "mu").shape[-1]
     hermitian = hermitian_part(mu)
-    values, vectors = torch.linalg.eigh(hermitian)
+    values, vectors = eigh(hermitian)
     projected = nearest_spectrum(values, rank)
     syndromes = _syndromes(mu, values)
     changed = syndromes.found.any(-1)
@@ -119,7 +120,7 @@ def syndromes_of(mu: Tensor) -> Syndromes:
         InvalidState: mu is not square or not finite.
     """
     check_norm(check_square(mu, "mu"), "mu")
-    return _syndromes(mu, torch.linalg.eigvalsh(hermitian_part(mu)))
+    return _syndromes(mu, eigvalsh(hermitian_part(mu)))
 
 
 def align_phase(psi: Tensor, reference: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qraf.errors import InvalidState
-from qraf.states import measures
+from qraf.states import measures, spectral
 from qraf.states.checks import (
     TOLERANCE,
     check_density,
@@ -22,16 +22,15 @@ from qraf.states.checks import (
     eigenvalue_cut,
 )
 
-__all__ = ["DENSE_MAX", "DIM_MAX", "RANK_MAX", "State", "principal_rows"]
+__all__ = ["DIM_MAX", "RHO_MAX", "State", "principal_rows"]
 
 DIM_MAX = 4096
-"""The largest dimension of a state: 12 qubits."""
+"""The largest dimension of a state: 12 qubits. A factor of full rank then has 128 MiB, or 256 MiB where complex."""
 
-RANK_MAX = 1024
-"""The largest numerical rank: an eigendecomposition of a second, a factor of at most 64 MiB."""
+RHO_MAX = 1024
+"""Up to this dimension rho (16 MiB in complex128) is made for a figure or an export of a mixed state."""
 
-DENSE_MAX = 1024
-"""Up to this dimension a d x d matrix (16 MiB in complex128) is taken, and made for a figure or an export."""
+_LARGE = 512  # rows that are looked at for full rank before their spectrum is worked out
 
 _SETTLED = 1e-14  # a trace this near 1 is left as it came, so that a state survives export and import bit for bit
 
@@ -45,8 +44,7 @@ class State:
     rank is kept as it came. `cut` is the sum of what was left out so, and bounds the trace distance to what was given.
 
     Raises:
-        InvalidState: no factor, no row, NaN, a trace off 1, `dims` that do not multiply to d, d above `DIM_MAX`,
-            more than `RANK_MAX` rows where d does not limit the rank.
+        InvalidState: no factor, no row, NaN, a trace off 1, `dims` that do not multiply to d, d above `DIM_MAX`.
 
     >>> State.of_ket(torch.tensor([0.6, 0.8])).figures()["purity"]
     1.0
@@ -61,8 +59,6 @@ class State:
         if factor.ndim != 2 or not len(factor):
             raise InvalidState("factor", "have shape (r, d) with r >= 1", f"has {tuple(factor.shape)}")
         _check_size(factor.shape[1])
-        if min(factor.shape) > RANK_MAX:
-            raise InvalidState("factor", f"have rank at most {RANK_MAX}", f"has shape {tuple(factor.shape)}")
         check_finite(factor, "factor")
         dims = check_dims(self.dims or (factor.shape[1],), factor.shape[1])
         trace = float(_wide(factor).abs().square().sum())
@@ -90,16 +86,37 @@ class State:
         """The state of a density operator (d, d), checked to the tolerance of its dtype."""
         if rho.ndim != 2:
             raise InvalidState("rho", "have shape (d, d)", f"has {tuple(rho.shape)}")
-        if rho.shape[-1] > DENSE_MAX:
-            raise InvalidState("rho", f"have d at most {DENSE_MAX}; give a factor", f"has {tuple(rho.shape)}")
+        _check_size(rho.shape[-1])
         check_density(rho)
         wide = _wide(rho)
-        values, vectors = torch.linalg.eigh((wide + wide.mH) / 2)
         # what a narrower dtype rounded is no eigenvalue
-        alive = values > eigenvalue_cut(values.to(rho.real.dtype)).to(values.dtype)
+        return cls.of_positive((wide + wide.mH) / 2, dims, torch.finfo(rho.dtype).eps)
+
+    @classmethod
+    def of_positive(cls, rho: Tensor, dims: Sequence[int] = (), eps: float = torch.finfo(torch.float64).eps) -> State:
+        """The state of a Hermitian matrix (d, d), float64 or complex128, that is known to be one up to rounding `eps`.
+
+        Of a large one of full rank the factor is triangular (Cholesky); else its rows are orthogonal.
+        """
+        d = len(rho)
+        if rho.is_complex() and d >= _LARGE and not bool(rho.imag.any()):
+            rho = rho.real.contiguous()
+        if d >= _LARGE and spectral.has_full_rank(rho, d * eps * float(torch.linalg.matrix_norm(rho))):
+            return cls._whole(_unit(torch.linalg.cholesky(rho).mH.resolve_conj().contiguous()), tuple(dims))
+        values, vectors = spectral.eigh(rho)
+        alive = values > d * eps * values.abs().amax()
         rows = (values[alive].sqrt()[:, None] * vectors[:, alive].mH).flip(0)
         state = cls(_unit(rows), tuple(dims))
         object.__setattr__(state, "cut", state.cut + float(values[~alive].abs().sum()))  # negative ones too
+        return state
+
+    @classmethod
+    def _whole(cls, factor: Tensor, dims: tuple[int, ...]) -> State:
+        """The state of a factor that is known to have the rank of its rows: no second look at its spectrum."""
+        state = object.__new__(cls)
+        for name, value in (("factor", factor), ("dims", check_dims(dims or (factor.shape[1],), factor.shape[1]))):
+            object.__setattr__(state, name, value)
+        object.__setattr__(state, "cut", 0.0)
         return state
 
     @classmethod
@@ -137,7 +154,7 @@ class State:
 
     def rho(self) -> Tensor:
         """The density operator (d, d), Hermitian to the last bit."""
-        rho = self.factor.mH @ self.factor
+        rho = spectral.gram(self.factor.mH)
         return (rho + rho.mH) / 2
 
     def kets(self) -> Tensor:
@@ -146,13 +163,12 @@ class State:
 
     def spectrum(self) -> Tensor:
         """The eigenvalues above the cut, largest first, (r,), from the r x r Gram matrix."""
-        values: Tensor = torch.linalg.eigvalsh(self.factor @ self.factor.mH)
-        return values.flip(0).clamp(min=0)
+        return spectral.eigvalsh(spectral.gram(self.factor)).flip(0).clamp(min=0)
 
     def figures(self) -> dict[str, float]:
         """Purity, entropy, effective rank, coherence, rank, trace, and l1 coherence where d x d is small enough.
 
-        `l1_coherence` is there for pure states and for d up to `DENSE_MAX`. Formulas: `qraf.states.measures`.
+        `l1_coherence` is there for pure states and for d up to `RHO_MAX`. Formulas: `qraf.states.measures`.
         """
         values = self.spectrum()
         diagonal = self.factor.abs().square().sum(0)
@@ -167,7 +183,7 @@ class State:
         }
         if self.rank == 1:
             figures["l1_coherence"] = float(measures.l1_coherence_ket(self.factor[0]))
-        elif self.d <= DENSE_MAX:
+        elif self.d <= RHO_MAX:
             figures["l1_coherence"] = float(measures.l1_coherence(self.rho()))
         return figures
 
@@ -195,23 +211,12 @@ def principal_rows(factor: Tensor) -> tuple[Tensor, Tensor]:
     By the smaller of the two Gram matrices: L L^H = U W U^H gives B = U^H L.
     """
     if factor.shape[-2] <= factor.shape[-1]:
-        values, vectors = _eigh(factor @ factor.mH)
-        rows = vectors.mH @ factor
+        values, vectors = spectral.eigh(spectral.gram(factor))
+        rows = spectral.product(vectors.mH, factor)
     else:
-        values, vectors = _eigh(factor.mH @ factor)
+        values, vectors = spectral.eigh(spectral.gram(factor.mH))
         rows = values.clamp(min=0).sqrt()[..., :, None] * vectors.mH
     return rows.flip(-2), values.clamp(min=0).flip(-1)
-
-
-def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """As torch.linalg.eigh; a Gram matrix that is diagonal up to rounding, as after a measurement, is only sorted."""
-    diagonal = gram.diagonal(dim1=-2, dim2=-1).real
-    rest = (gram - torch.diag_embed(diagonal)).abs()
-    if gram.numel() and bool((rest <= torch.finfo(diagonal.dtype).eps * diagonal.amax(-1)[..., None, None]).all()):
-        values, order = diagonal.sort(-1)
-        return values, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)[order].mT
-    values, vectors = torch.linalg.eigh(gram)
-    return values, vectors
 
 
 def _compact(factor: Tensor) -> tuple[Tensor, float]:
@@ -223,11 +228,18 @@ def _compact(factor: Tensor) -> tuple[Tensor, float]:
         rows, values = principal_rows(factor)
         alive = values > eigenvalue_cut(values)
         return rows[: int(alive.sum())], float(values[~alive].sum())
-    values, vectors = _eigh(factor @ factor.mH)
+    gram = spectral.gram(factor)
+    if r >= _LARGE:
+        cut = (
+            r * torch.finfo(gram.dtype).eps * float(torch.linalg.matrix_norm(gram))
+        )  # at least that of `eigenvalue_cut`
+        if spectral.has_full_rank(gram, cut):
+            return factor, 0.0
+    values, vectors = spectral.eigh(gram)
     alive = values > eigenvalue_cut(values)
     if bool(alive.all()):
         return factor, 0.0
-    return (vectors[:, alive].mH @ factor).flip(0), float(values[~alive].abs().sum())
+    return spectral.product(vectors[:, alive].mH, factor).flip(0), float(values[~alive].abs().sum())
 
 
 def _check_size(d: int) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from qraf.errors import InvalidState
 from qraf.states.checks import eigenvalue_cut
-from qraf.states.state import RANK_MAX, principal_rows
+from qraf.states.state import principal_rows
 
-__all__ = ["apply_operator", "check_on", "check_room", "fold", "join", "split", "stack"]
+__all__ = ["apply_operator", "check_on", "fold", "join", "split", "stack"]
 
 _FEW = 256  # rows that are not worth a fold
 
@@ -51,18 +51,11 @@ def check_on(on: Sequence[int], dims: Sequence[int], name: str = "on") -> tuple[
 
 
 def fold(factor: Tensor) -> Tensor:
-    """Bring factors (..., r, d) to the largest numerical rank in the batch, principal rows first.
-
-    Raises:
-        InvalidState: that rank is above `RANK_MAX`, or too many rows to find it in reasonable time.
-    """
-    check_room(factor.shape[-2], factor.shape[-1])
+    """Bring factors (..., r, d) to the largest numerical rank in the batch, principal rows first."""
     if factor.shape[-2] == 1:
         return factor
     rows, values = principal_rows(factor)
     rank = max(1, int((values > eigenvalue_cut(values)).sum(-1).max())) if values.numel() else 1
-    if rank > RANK_MAX:
-        raise InvalidState("channel", f"leave a rank of at most {RANK_MAX}", f"leaves {rank}")
     return rows[..., :rank, :]
 
 
@@ -81,9 +74,3 @@ def stack(pieces: Iterable[Tensor]) -> Tensor:
             limit = _FEW + 2 * grown.shape[-2]
     assert grown is not None
     return grown
-
-
-def check_room(rows: int, d: int) -> None:
-    """Refuse a factor whose rank would take minutes to find, before it is made."""
-    if min(rows, d) > 2 * RANK_MAX:
-        raise InvalidState("channel", f"leave a rank of at most {RANK_MAX}", f"gives {rows} rows of dimension {d}")

@@ -6,6 +6,8 @@ nothing is changed that somebody else changed meanwhile, whichever process eithe
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,6 +20,7 @@ from qraf.errors import LimitExceeded, NotFound, SealBroken, VersionConflict
 from qraf.settings import QuotaSettings
 from qraf.state_orders import StateView
 from qraf.storage import tables
+from qraf.storage.fences import Fence, fenced
 from qraf.storage.keyring import Keyring, states_scope, tenant_of_scope
 from qraf.storage.line import Line, retried
 from qraf.storage.pages import check_limit, decode_cursor, encode_cursor, of_tenant
@@ -44,6 +47,13 @@ class StateTable:
         self, write: Begin, read: Begin, clock: Clock, line: Line, keyring: Keyring, usage: UsageTable
     ) -> None:
         self._write, self._read, self._clock, self.line, self._keyring = write, read, clock, line, keyring
+        self._usage = usage
+
+    def under(self, fence: Fence | None) -> StateTable:
+        """The same states, as a host writes them: `NodeDown` once a successor of it has come forward."""
+        mine = copy.copy(self)
+        mine._write = fenced(self._write, fence)
+        return mine
 
     @retried
     def put(
@@ -104,15 +114,15 @@ class StateTable:
                     raise LimitExceeded("states.max_total_bytes", max_bytes, int(total[1]))
         return done
 
-    @retried
     def versions(self, ids: Iterable[str]) -> dict[str, int]:
         """The version of each state that is there."""
-        found: dict[str, int] = {}
+        return {state: version for state, (version, _) in self.sizes(ids).items()}
+
+    @retried
+    def sizes(self, ids: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """The version and the bytes of the packet of each state that is there."""
         with self._read("read states") as connection:
-            for chunk in _chunks(ids):
-                rows = connection.execute(select(_states.c.id, _states.c.version).where(_states.c.id.in_(chunk)))
-                found.update((row.id, row.version) for row in rows)
-        return found
+            return {state: (row.version, row.size) for state, row in _sizes(connection, ids).items()}
 
     @retried
     def fetch(self, ids: Iterable[str], *, packets: bool = True) -> dict[str, StateRecord]:

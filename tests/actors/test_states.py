@@ -14,6 +14,7 @@ from qraf.errors import InvalidRequest, LimitExceeded, NotFound, QrafError, Vers
 from qraf.network.placement import state_host
 from qraf.settings import StateSettings
 from qraf.state_orders import (
+    ArrayData,
     Deleted,
     Exported,
     Measured,
@@ -270,3 +271,28 @@ def test_a_state_may_have_an_id_of_its_own_and_be_made_again(room: StateRoom) ->
         fault = room.answer(order)
         assert isinstance(fault, InvalidRequest), fault
         assert fault.pointer == pointer
+
+
+@pytest.mark.timeout(90)  # six seconds alone
+def test_twelve_qubits_of_full_rank_are_stored_and_changed(room: StateRoom) -> None:
+    [mixed] = views(room, StatePrepare(named="mixed:12"))
+    assert (mixed.rank, mixed.figures.entropy_bits) == (4096, 12)
+    assert mixed.bytes < 3 * 1024**2  # its packet holds the numbers that are not zero
+    [less] = views(room, StateEvolve(ids=(mixed.id,), steps=(Step(channel="amplitude_damping", gamma=0.5),)))
+    ground, excited = 0.75, 0.25  # of every qubit, which stay apart
+    assert less.figures.purity == pytest.approx((ground**2 + excited**2) ** 12)
+    bits = -ground * np.log2(ground) - excited * np.log2(excited)
+    assert less.figures.entropy_bits == pytest.approx(12 * bits)
+    assert less.certificate.trace_distance < 1e-9
+
+
+def test_a_call_that_would_take_too_long_is_refused_before_it_is_begun(journal: Journal) -> None:
+    room = StateRoom(journal, encode, StateSettings(max_call_s=2))
+    rows = np.random.default_rng(0).normal(size=(2, 800, 1536)) / np.sqrt(2 * 800 * 1536)
+    factor = (rows[0] + 1j * rows[1]) / np.linalg.norm(rows)
+    numbers = ArrayData(data=factor.astype("<c16").tobytes(), shape=factor.shape, dtype="complex128")
+    [dense] = views(room, StatePrepare(factor=numbers, normalize=True))
+    answer = room.answer(StateMerge(ids=(dense.id,), others=(Preparation(factor=numbers, normalize=True),), loss=0.1))
+    assert isinstance(answer, LimitExceeded)
+    assert answer.limit == "states.max_call_s"
+    assert views(room, StateRead(ids=(dense.id,)))[0].version == 1

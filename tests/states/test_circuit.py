@@ -274,7 +274,7 @@ def test_local_circuits_make_product_states() -> None:
         ("qubit q; bit c; if (c[3]) { }", r"name bits that are declared, but names 'c\[3\]'"),
         ("qubit q; gphase(0.1) q;", "give gphase no qubits"),
         ("qubit q; barrier r;", "name qubits that are declared, but names 'r'"),
-        ("qubit[11] q; bit[11] c; U(pi / 2, 0, 0) q; c = measure q;", "mix at most 1024 kets"),
+        ("qubit q; bit[13] c; for int i in [0:12] { U(pi / 2, 0, 0) q; c[i] = measure q; }", "mix at most 4096 kets"),
         (" " * (SOURCE_MAX + 1), "have at most 262144 characters"),
         (
             "qubit q; U(" + "(" * 3000 + "0" + ")" * 3000 + ", 0, 0) q;",

@@ -103,6 +103,7 @@ def test_named_states_are_what_their_names_say() -> None:
     assert named("mixed:3").figures()["entropy_bits"] == pytest.approx(3)
     assert named("mixed:2x3").dims == (2, 3)
     assert named("mixed:10").rank == 1024
+    assert named("mixed:12").figures()["entropy_bits"] == 12
     assert named("ghz:12").d == 4096
     assert named("w:1").kets()[0].tolist() == [0, 1]
 
@@ -143,7 +144,7 @@ ONE = {letter: {"0": 1} for letter in "XYZ"}
         (lambda: named("ghz:0"), "be one such as"),
         (lambda: named("ghz:13"), "`name` must name at most 12 qubits, but names 13"),
         (lambda: named("basis:" + "0" * 13), "at most 12 qubits"),
-        (lambda: named("mixed:11"), "of dimension 1 to 1024, but names dimension 2048"),
+        (lambda: named("mixed:13"), r"of dimension 1 to 4096 \(12 qubits\), but names dimension 8192"),
         (lambda: named("mixed:0x2"), "names dimension 0"),
         (lambda: named("mixed:"), "be one such as"),
         (lambda: from_counts({}), "is empty"),
