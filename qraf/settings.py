@@ -28,6 +28,7 @@ __all__ = [
     "SealSettings",
     "ServiceSettings",
     "Settings",
+    "SnapshotSettings",
     "StateSettings",
     "WriteSettings",
 ]
@@ -247,11 +248,26 @@ class SealSettings(_Slice):
     command: str = Field("", description="a program and its arguments that prints the same; no shell")
 
 
+class SnapshotSettings(_Slice):
+    """Snapshots of memories, which make a start quicker. The journal has everything without them."""
+
+    mode: Literal["on", "off"] = "on"
+    url: str = Field("", description="a directory, or what fsspec takes (s3://bucket/x); empty: in the data directory")
+    every_items: int = Field(2000, ge=1, description="items that came or went since the last one, or an eighth of all")
+    every_s: float = Field(300.0, gt=0, description="a memory that changed has a new one after so long")
+    keep: int = Field(2, ge=1, description="of each memory")
+    min_items: int = Field(512, ge=1, description="smaller memories are as quickly read from the journal")
+    max_bytes: int = Field(1024**3, ge=1024, description="of larger memories none are made")
+    drain_s: float = Field(5.0, ge=0, le=8, description="for the last ones, when a host stops")
+
+
 class StateSettings(_Slice):
     """Bounds of stored states; every one is named by the error that meets it. d is at most 4096 in any case."""
 
     max_states: int = Field(10_000, ge=1, description="states in the journal")
-    max_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="packet of one state")
+    max_bytes: int = Field(
+        288 * 1024 * 1024, ge=1024, description="packet of one state; 12 qubits of full rank: 257 MiB"
+    )
     max_total_bytes: int = Field(4 * 1024**3, ge=1024, description="packets of all states in the journal")
     max_batch: int = Field(256, ge=1, description="states, or pairs of states, in one call")
     max_steps: int = Field(1024, ge=1, description="steps of one evolution")
@@ -302,6 +318,7 @@ class Settings(BaseSettings):
     generator: GeneratorSettings = GeneratorSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     seal: SealSettings = SealSettings()
+    snapshots: SnapshotSettings = SnapshotSettings()
     log: LogSettings = LogSettings()
     write: WriteSettings = WriteSettings()
     states: StateSettings = StateSettings()
@@ -310,6 +327,13 @@ class Settings(BaseSettings):
     def master_key_file(self) -> Path:
         """The file of the master keys where none is named."""
         return (self.data / "master.key").absolute()
+
+    def snapshots_here(self) -> SnapshotSettings | None:
+        """The settings of snapshots with the default place filled in; None where they are off."""
+        if self.snapshots.mode == "off":
+            return None
+        url = self.snapshots.url or str((self.data / "snapshots").absolute())
+        return self.snapshots.model_copy(update={"url": url})
 
     def journal(self) -> str:
         """The journal's URL, with the default filled in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from qraf.memory.memory import Memory
 from qraf.records import Figures
+from qraf.settings import SnapshotSettings
 
 __all__ = ["Encode", "Held"]
 
@@ -48,7 +50,47 @@ class Held:
     figures: Figures | None = None
     items: int = 0
     bytes: int = 0
+    is_new: bool = True  # nothing was read for it yet
+    saved_version: int = 0  # what the newest snapshot holds
+    saved_at: float = field(default_factory=time.monotonic)
 
     def measure(self) -> None:
         """Note the size, under the lock, so that counters can be read without it."""
         self.items, self.bytes = len(self.memory), self.memory.nbytes
+
+    def is_due(self, settings: SnapshotSettings, now: float, is_last: bool) -> bool:
+        """Whether there should be a new snapshot. Read without the lock: a number that is late makes it late."""
+        changed = self.memory.version - self.saved_version
+        if not changed or self.items < settings.min_items or self.is_stale:
+            return False
+        many = max(settings.every_items, self.items // 8)
+        return is_last or abs(changed) >= many or now - self.saved_at >= settings.every_s
+
+    @property
+    def covered_from(self) -> int:
+        """The number after which the journal is asked what a snapshot of this memory may lack.
+
+        What has left because of a budget before the journal was read so far is counted, and need not be looked for.
+        """
+        return 0 if max(self.memory.passed.values()) > self.synced_seq else self.synced_seq
+
+    def covers(self, seqs: NDArray[np.int64], is_mine: NDArray[np.bool_], after: int) -> int | None:
+        """Up to which number this memory lacks nothing; None: that cannot be told now.
+
+        Args:
+            seqs: the journal's live items after `after`, ascending (n,).
+            is_mine: which of them belong here (n,).
+            after: what `covered_from` was.
+        """
+        memory = self.memory
+        if after != self.covered_from:
+            return None
+        mine = seqs[is_mine]
+        missing = mine[~np.isin(mine, memory.items.seq)]
+        everything = int(seqs[-1]) if len(seqs) else after
+        if not len(missing):
+            return everything
+        if after < self.synced_seq:  # some have left: are those that are missing just these?
+            is_known = len(missing) == memory.evicted and int(missing[-1]) <= memory.passed[False]
+            return everything if is_known else None
+        return int(missing[0]) - 1  # its absorb is under way, or never came

@@ -21,17 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qraf.actors.encoding import EncodeQueue
-from qraf.actors.messages import Absorb, HostReport, Spell
+from qraf.actors.messages import Absorb, HostReport, SnapshotStats, Spell
 from qraf.actors.node import Node
+from qraf.actors.snapshots import Keeper, Snapshots
 from qraf.actors.states import StateRoom
 from qraf.clock import Clock, SystemClock
-from qraf.errors import NodeDown, QrafError
+from qraf.errors import NodeDown, QrafError, StorageFailed
 from qraf.network.placement import state_host
 from qraf.operations.work import work
 from qraf.records import Advertisement, Figures, ForgetReceipt, Item, NodeAnswer, Visit
 from qraf.service_orders import ServiceAnswer, ServiceOrder
 from qraf.state_orders import StateAnswer, StateOrder
 from qraf.states.sketch import Sketch
+from qraf.storage.fences import Fence
 from qraf.storage.journal import Journal
 
 __all__ = ["CodeWriter", "Host"]
@@ -68,6 +70,7 @@ class CodeWriter:
 
     def __init__(self, journal: Journal, max_waiting: int = 256) -> None:
         self._journal = journal
+        self.fence: Fence | None = None
         self._queue: queue.Queue[tuple[dict[int, bytes], str] | None] = queue.Queue(max_waiting)
         self.failed = 0
         self._thread = threading.Thread(target=self._run, name="codes", daemon=True)
@@ -99,7 +102,7 @@ class CodeWriter:
                     merged[entry[1]].update(entry[0])
             for code, codes in merged.items():
                 try:
-                    self._journal.put_codes(codes, code)
+                    self._journal.put_codes(codes, code, self.fence)
                 except QrafError as error:
                     self.failed += len(codes)
                     _log.warning("codes of %d items not stored, a rebuild encodes them again: %s", len(codes), error)
@@ -126,20 +129,30 @@ class Host:
         self._closed = False
         self.name, self.epoch = "", 0
         self.nodes: dict[str, Node] = {}
+        self._snapshots: Snapshots | None = None
+        self._keeper: Keeper | None = None
 
     def adopt(self, spell: Spell) -> HostReport:
         """Become host `spell.name` under a new epoch; its collections are rebuilt in the background.
 
-        The same spell again changes nothing; a higher epoch starts over with empty nodes, which rebuild.
+        The same spell again changes nothing; a higher epoch starts over with empty nodes, which rebuild. From here on
+        the journal refuses what an earlier life of this host still wants to write.
 
         Raises:
-            NodeDown: the epoch is lower than the host's own, or the host is another one already.
+            NodeDown: the epoch is lower than the host's own, the host is another one already, or has a later life.
+            NotAvailable: there is no way to the place of the snapshots.
         """
         with self._lock:
             if spell.epoch < self.epoch or (self.name and self.name != spell.name):
                 raise NodeDown(spell.name, f"stale epoch {spell.epoch}: this is '{self.name}' in epoch {self.epoch}")
             if spell.epoch > self.epoch:
+                fence = self._come_forward(spell)
+                if self._keeper is not None:
+                    self._keeper.close(0)
+                wanted = spell.snapshots
+                self._snapshots = None if wanted is None else Snapshots(self._journal, wanted, fence, self._clock)
                 encode = _HostEncode(self._encoding)
+                self._codes.fence = fence
                 self.name, self.epoch = spell.name, spell.epoch
                 hosts = tuple(spell.topology.hosts)
                 self._states = StateRoom(
@@ -152,11 +165,19 @@ class Host:
                 )
                 self.nodes = {
                     spec.name: Node(
-                        spec, spell.topology, encode, self._journal, clock=self._clock, store_codes=self._codes
+                        spec,
+                        spell.topology,
+                        encode,
+                        self._journal,
+                        clock=self._clock,
+                        store_codes=self._codes,
+                        snapshots=self._snapshots,
                     )
                     for spec in spell.topology.nodes.values()
                     if spec.role == "memory" and spec.host == spell.name
                 }
+                if self._snapshots is not None:
+                    self._keeper = Keeper(list(self.nodes.values()), self._snapshots)
                 threading.Thread(target=self._warm, args=(list(self.nodes.values()),), name="warm", daemon=True).start()
         return self.ping()
 
@@ -172,6 +193,7 @@ class Host:
             load=self._running + self._encoding.waiting,
             revision=sum(node.revision for node in nodes),
             stats=tuple(node.stats(self.name, self.epoch) for node in nodes),
+            snapshots=SnapshotStats() if self._snapshots is None else self._snapshots.stats,
         )
 
     def encode(self, epoch: int, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -233,14 +255,17 @@ class Host:
             return work(orders)
 
     def forget(self, epoch: int, node: str, memory: str, seqs: Sequence[int]) -> ForgetReceipt:
-        """Forget items that the journal has tombstoned."""
+        """Forget items that the journal has tombstoned; no file holds them any more."""
         with self._call(epoch):
-            return self._node(node).forget(memory, seqs)
+            receipt = self._node(node).forget(memory, seqs)
+            self._abandon(memory)
+            return receipt
 
     def drop(self, epoch: int, node: str, memory: str) -> None:
-        """Let a memory go from this process."""
+        """Let a memory go from this process, and delete the snapshots that the journal has erased."""
         with self._call(epoch):
             self._node(node).drop(memory)
+            self._abandon(memory)
 
     def recode(self, epoch: int, node: str, memory: str) -> Figures:
         """Make a memory anew with the bits and the budget that its session has now."""
@@ -286,7 +311,7 @@ class Host:
             return b"" if merged is None else merged.to_bytes()
 
     def close(self) -> None:
-        """Refuse work, store the codes that wait, stop the threads. Twice does nothing."""
+        """Refuse work, store the codes that wait and what changed, stop the threads. Twice does nothing."""
         with self._lock:
             if self._closed:
                 return
@@ -295,8 +320,25 @@ class Host:
         self._writers.shutdown(wait=True)
         self._keepers.shutdown(wait=True)
         self._codes.close()
+        if self._keeper is not None and self._snapshots is not None:
+            self._keeper.close(self._snapshots.settings.drain_s)
 
     # ------------------------------------------------------------------------------------------------ how it is done
+    def _come_forward(self, spell: Spell) -> Fence | None:
+        """What this host writes under from now on."""
+        if not spell.run:
+            return None
+        fence = Fence(spell.name, spell.run, spell.epoch)
+        try:
+            self._journal.fences.come_forward(fence)
+        except StorageFailed as fault:  # nobody can write now; whatever it writes first brings it forward
+            _log.warning("host '%s' starts while the journal is away: %s", spell.name, fault)
+        return fence
+
+    def _abandon(self, memory: str) -> None:
+        if self._snapshots is not None:
+            self._snapshots.abandon(memory)
+
     def _call(self, epoch: int) -> _Call:
         if self._closed:
             raise NodeDown(self.name or "host", "closed")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from qraf.network.topology import Topology
 from qraf.records import Item, NodeStats
 from qraf.settings import QuotaSettings, SnapshotSettings, StateSettings
 
-__all__ = ["Absorb", "HostReport", "Spell"]
+__all__ = ["Absorb", "HostReport", "SnapshotStats", "Spell"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,11 @@ class Absorb:
 
 @dataclass(frozen=True, slots=True)
 class Spell:
-    """What a host is told once: who it is, in which topology, under which epoch, and the bounds of stored states."""
+    """What a host is told once: who it is, in which topology, under which epoch, and its bounds.
+
+    `run` is the life of the cluster in which epochs rise: with it the journal refuses what earlier lives of this host
+    still write; empty: it refuses nobody. `snapshots`: None: none are made or read.
+    """
 
     name: str
     epoch: int
@@ -57,3 +63,4 @@ class HostReport:
     load: int
     revision: int
     stats: tuple[NodeStats, ...]
+    snapshots: SnapshotStats = field(default_factory=SnapshotStats)

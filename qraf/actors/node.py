@@ -6,6 +6,7 @@ answers as the old one did. The journal is the truth: what it has and a memory l
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -17,7 +18,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from qraf import __version__
 from qraf.actors.held import Encode, Held
+from qraf.actors.snapshots import Snapshots
 from qraf.actors.stored import Stored, given_amplitudes
 from qraf.clock import Clock, SystemClock
 from qraf.errors import InvalidRequest, LimitExceeded, NotFound
@@ -35,6 +38,7 @@ from qraf.records import (
     empty_advertisement,
 )
 from qraf.storage.journal import Journal
+from qraf.storage.snapshot_files import FORMAT
 from qraf.tenants import plain
 
 __all__ = ["Node"]
@@ -57,6 +61,7 @@ class Node:
         journal: read to rebuild; coded amplitudes are stored through `store_codes`.
         store_codes: takes codes by seq; default: `journal.put_codes` at once. Codes that are lost on the way are made
             again at the next rebuild, by encoding the text again: equal up to the encoder's own rounding (1e-6).
+        snapshots: where memories are written to, and read from before the journal; None: nowhere.
     """
 
     def __init__(
@@ -68,10 +73,12 @@ class Node:
         *,
         clock: Clock | None = None,
         store_codes: Callable[[dict[int, bytes], str], None] | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self.spec, self._topology, self._encode = spec, topology, encode
         self._clock = clock or SystemClock()
         self._stored, self._store_codes = Stored(journal, encode), store_codes or journal.put_codes
+        self._snapshots = snapshots
         self._held: OrderedDict[str, Held] = OrderedDict()  # least recently used first
         self._emptied: OrderedDict[str, int] = OrderedDict()  # what is held no more because nothing is left: revision
         self._lock = threading.Lock()  # guards _held and the counters; never held while a memory works
@@ -173,6 +180,7 @@ class Node:
         with _Busy(self):
             fresh = Held(self._new_memory(memory), is_shared=memory.startswith("c/"))
             with fresh.lock:
+                fresh.is_new = False
                 self._catch_up(memory, fresh)
                 fresh.is_stale = True  # the old one may have taken something in since
                 with self._lock:
@@ -207,6 +215,51 @@ class Node:
         """Rebuild the node's share of every collection now, so that the first prompt need not wait."""
         for collection in self.spec.collections:
             self._open(f"c/{collection}", create=False)
+
+    def due(self, now: float, *, is_last: bool = False) -> list[str]:
+        """Memories of which there should be a new snapshot, at a monotonic time; `is_last`: all that have changed."""
+        if self._snapshots is None:
+            return []
+        settings = self._snapshots.settings
+        with self._lock:
+            held = list(self._held.items())
+        return [name for name, one in held if one.is_due(settings, now, is_last) and self._is_home(name)]
+
+    def snapshot(self, memory: str, until: float | None = None) -> bool:
+        """Write a snapshot of a memory beside its work, for which it stands still while it is copied.
+
+        False: there is none, because the memory waits for a rebuild or for items on their way, something in it was
+        forgotten meanwhile, or the monotonic time `until` has come; the next one is due later.
+
+        Raises:
+            StorageFailed: journal or place failed.
+            NodeDown: a successor of this host writes.
+        """
+        held, snapshots = self._held.get(memory), self._snapshots
+        if held is None or snapshots is None:
+            return False
+        held.saved_at = time.monotonic()
+        after = held.covered_from
+        seqs, ids = snapshots.heads(memory, after)
+        name = memory[2:]
+        mine = [item_node(self._topology, name, one) == self.spec.name for one in ids]
+        is_mine = np.array(mine, bool) if ids else np.ones(len(seqs), bool)
+        with held.lock:
+            if held.is_gone or held.is_stale or held.memory.is_behind:
+                return False
+            through = held.covers(seqs, is_mine, after)
+            if through is None:
+                return False
+            held.synced_seq = max(held.synced_seq, through)
+            parts, version, fit = held.memory.parts(), held.memory.version, self._fit(held.memory)
+        try:
+            is_made = snapshots.write(self.spec.name, memory, fit, through, parts, until) is not None
+        except LimitExceeded as fault:
+            _log.warning("no snapshot of memory '%s': %s", memory, fault)
+            is_made = True
+        if is_made:
+            held.saved_version = version
+        return is_made
 
     def advertisements(self, since: int = 0) -> tuple[list[Advertisement], int]:
         """What changed after revision `since`, and the revision now. Memories being worked on come next time."""
@@ -305,6 +358,7 @@ class Node:
                 if held.is_gone:
                     continue
                 if held.is_stale or refresh or not self._is_home(memory):
+                    self._restore(memory, held)
                     self._catch_up(memory, held)
                     if self.spec.capacity_bytes:  # what the journal has is taken in; others make room for it
                         self._evict(self.spec.capacity_bytes, keep=memory)
@@ -331,6 +385,25 @@ class Node:
             clock=self._clock,
             max_bytes=max_bytes if is_bounded else None,
         )
+
+    def _fit(self, memory: Memory) -> str:
+        """A digest of all that a snapshot must have in common with a memory."""
+        spec, kind = self.spec, memory.memory[:2]
+        share = [spec.name, *self._topology.holders(plain(memory.memory[2:]))] if kind == "c/" else []
+        whitens = memory.max_bytes is not None and memory.settings.whiten  # only a budget knows of it
+        facts = (FORMAT, __version__, self._encode.name, memory.dim, memory.bits, memory.rank, memory.half_life_s)
+        return hashlib.sha256(repr((*facts, memory.max_bytes, whitens, share)).encode()).hexdigest()
+
+    def _restore(self, memory: str, held: Held) -> None:
+        """Begin with the newest snapshot, if there is one, before anything else was read."""
+        is_new, held.is_new = held.is_new, False
+        if self._snapshots is None or not is_new:
+            return
+        found = self._snapshots.restore(memory, self._fit(held.memory), lambda: self._new_memory(memory))
+        if found is not None:
+            held.memory, held.synced_seq = found
+            held.saved_version = held.memory.version
+            self._changed(held)
 
     def _start_over(self, memory: str, held: Held) -> None:
         """Begin again with an empty memory, to be read from the journal."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qraf.actors.hosted import GenerateElsewhere, HostedRuntime, NodeHealth
+from qraf.actors.hosted import GenerateElsewhere, HostedRuntime, NodeHealth, Process
 from qraf.actors.messages import HostReport, Spell
 from qraf.clock import Clock
 from qraf.errors import NodeDown
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # these import torch, which a gateway must not, unless it run
     from qraf.text.encoder import Encoder
     from qraf.text.engine import EmbeddedEngine
 
-__all__ = ["HostedRuntime", "LocalRuntime", "NodeHealth", "Runtime"]
+__all__ = ["HostedRuntime", "LocalRuntime", "NodeHealth", "Process", "Runtime"]
 
 
 class Runtime(Protocol):
@@ -106,6 +106,10 @@ class Runtime(Protocol):
         """Every node as last known."""
         ...
 
+    def processes(self) -> list[Process]:
+        """This process, and those of the network that are up, as last known."""
+        ...
+
     def endpoint(self, node: str) -> Endpoint:
         """Where the model of a generator node listens now."""
         ...
@@ -180,8 +184,8 @@ class LocalRuntime(HostedRuntime):
         from qraf.actors.host import Host
         from qraf.text.encoder import load_encoder
 
-        settings = self._encoder_settings()
-        self._encoding = EncodeQueue(self._load or (lambda: load_encoder(settings)), settings.max_batch)
+        wanted, settings = self._encoder_settings(), self.settings
+        self._encoding = EncodeQueue(self._load or (lambda: load_encoder(wanted)), wanted.max_batch)
         self._encoding.encoder()
         for name in self.topology.hosts:
             self._hosts[name] = Host(self._encoding, self._journal, clock=self._clock)

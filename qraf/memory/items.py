@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from qraf.errors import InvalidState
 from qraf.memory.columns import Column
 from qraf.memory.lexical import Lexicon, Register
 from qraf.memory.tiers import Tiers, composed
@@ -20,6 +21,7 @@ __all__ = ["ROLES", "Items", "SeqView"]
 ROLES = ("user", "assistant", "tool", "document")
 _ROLE_BITS = 3  # of the flags; the others are one bit each
 _QUESTION, _PINNED = 8, 16
+_COLUMNS = ("seq", "infidelity", "guaranteed", "at", "speaker", "flags", "words")
 _DICT_ENTRY_BYTES = 104  # what one entry of a dict of small objects costs beside its value
 
 
@@ -235,6 +237,33 @@ class Items:
         fidelity = self.coded.lower(rows, level)
         lost = composed(self.infidelity[rows], self.guaranteed[rows], fidelity)
         self.infidelity[rows], self.guaranteed[rows] = lost
+
+    # ------------------------------------------------------------------------------------------------------ snapshots
+    def parts(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What is held, to be put elsewhere: facts, and copies of the columns."""
+        facts = {"speakers": list(self.speakers), "metadata": dict(self.metadata), "expires_at": dict(self.expires_at)}
+        columns = {name: column.values.copy() for name, column in zip(_COLUMNS, self._columns, strict=True)}
+        return facts, {**columns, **self.coded.parts(), **self.lexicon.parts()}
+
+    def put(self, facts: Mapping[str, Any], parts: Mapping[str, NDArray[Any]]) -> None:
+        """Hold what `parts` gave, in place of what is here.
+
+        Raises:
+            InvalidState: the parts do not belong together.
+        """
+        seq, speakers = parts["seq"], list(facts["speakers"])
+        for name in (*_COLUMNS, "level", "lengths"):
+            if parts[name].shape != seq.shape:
+                raise InvalidState(name, f"have shape {seq.shape}", f"has {parts[name].shape}")
+        if len(seq) > 1 and not bool((seq[1:] > seq[:-1]).all()):
+            raise InvalidState("seq", "rise", "does not")
+        if len(seq) and int(parts["speaker"].max()) >= len(speakers):
+            raise InvalidState("speaker", f"be below {len(speakers)}", f"goes up to {int(parts['speaker'].max())}")
+        self.coded.put(parts)
+        self.lexicon.put(parts)
+        for name, column in zip(_COLUMNS, self._columns, strict=True):
+            column.replace(parts[name])
+        self.speakers, self.metadata, self.expires_at = speakers, dict(facts["metadata"]), dict(facts["expires_at"])
 
     def _take(self, rows: NDArray[np.int64]) -> None:
         self.coded.take(rows)

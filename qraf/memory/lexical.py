@@ -11,12 +11,14 @@ vocabulary has at most 65,536 stems. Stems that only a prompt has count in ||l_q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qraf.errors import InvalidState
 from qraf.memory.columns import Column
 
 __all__ = ["Lexicon", "Register", "idf"]
@@ -89,6 +91,28 @@ class Lexicon:
         self._vocabulary = vocabulary
         self._entries.replace(entries)
         self._lengths.replace(kept)
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """Copies of what is held: the vocabulary, the entries of all items, how many each has."""
+        values = {"entries": self._entries.values.copy(), "lengths": self._lengths.values.copy()}
+        return {"vocabulary": self._vocabulary.copy(), **values}
+
+    def put(self, parts: Mapping[str, NDArray[Any]]) -> None:
+        """Hold what `parts` gave, in place of what is here.
+
+        Raises:
+            InvalidState: the parts do not belong together.
+        """
+        vocabulary, entries, lengths = parts["vocabulary"], parts["entries"], parts["lengths"]
+        total = int(lengths.sum(dtype=np.int64))
+        if len(entries) != total:
+            raise InvalidState("entries", f"be {total}", f"are {len(entries)}")
+        if len(entries) and int(entries.max()) >= len(vocabulary):
+            raise InvalidState("entries", f"be below {len(vocabulary)}", f"go up to {int(entries.max())}")
+        self._statistics = None
+        self._vocabulary = vocabulary.astype(np.uint32)
+        self._entries.replace(entries)
+        self._lengths.replace(lengths)
 
     def size_of(self, rows: NDArray[np.int64]) -> int:
         """Bytes that `rows` would take without the others."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -23,7 +25,10 @@ from qraf.records import Advertisement, Evidence, Figures, ForgetReceipt, Item, 
 from qraf.states.quantize import row_bytes
 from qraf.states.sketch import Sketch
 
-__all__ = ["Memory", "Recollection", "code_bytes"]
+__all__ = ["Memory", "Parts", "Recollection", "code_bytes"]
+
+Parts: TypeAlias = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]
+"""What a memory is made of: facts (numbers, texts, bytes, lists and maps of them) and arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +284,34 @@ class Memory:
             first_at=float(self._items.at.min()) if len(self) else 0.0,
             last_at=float(self._items.at.max()) if len(self) else 0.0,
         )
+
+    # ------------------------------------------------------------------------------------------------- snapshots
+    def parts(self) -> Parts:
+        """Everything that a memory of the same settings needs to equal this one bit for bit; copies."""
+        facts, arrays = self._items.parts()
+        fold, total = self._fold.parts()
+        budget = None if self._budget is None else {"gone": self._budget.gone, "passed": self._budget.passed}
+        return {**facts, **fold, "version": self._version, "budget": copy.deepcopy(budget)}, {**arrays, **total}
+
+    def put(self, parts: Parts) -> None:
+        """Become what `parts` gave, in place of what is here.
+
+        Raises:
+            InvalidState: the parts do not belong together, or are those of a memory of other settings. Then the memory
+                must not be used any more.
+        """
+        facts, arrays = parts
+        budget = facts["budget"]
+        if (budget is None) != (self._budget is None):
+            raise InvalidState("budget", "be that of this memory", "is not")
+        self._items.put(facts, arrays)
+        self._fold.put(facts, arrays)
+        if self._fold.rows > len(self):
+            raise InvalidState("rows", f"be at most {len(self)}", f"are {self._fold.rows}")
+        if self._budget is not None:
+            self._budget.gone, self._budget.passed = dict(budget["gone"]), dict(budget["passed"])
+        self._version, self._is_behind = int(facts["version"]), False
+        self._figures = self._whitening = None
 
     # ------------------------------------------------------------------------------------------------ how it is done
     def _fresh(self, items: Sequence[Item], amplitudes: NDArray[np.float32]) -> list[int]:

@@ -7,9 +7,13 @@ same bits as the one that grew, and a memory of fewer than 1,024 items has exact
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from qraf.errors import InvalidState
 from qraf.memory.items import Items
 from qraf.states.sketch import Sketch
 
@@ -50,6 +54,27 @@ class Fold:
         """Items from `row` on are new or gone; what was folded of them must be folded again."""
         if row < self.rows:
             self.reset()
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What is folded, to be put elsewhere: facts, and copies of the arrays."""
+        sketch = b"" if self._sketch is None else self._sketch.to_bytes()
+        return {"rows": self.rows, "newest": self._newest, "sketch": sketch}, {"total": self._total.copy()}
+
+    def put(self, facts: Mapping[str, Any], parts: Mapping[str, NDArray[Any]]) -> None:
+        """Hold what `parts` gave, in place of what is here.
+
+        Raises:
+            InvalidState: the sketch is damaged, or another memory's.
+        """
+        rows, total = int(facts["rows"]), parts["total"]
+        sketch = Sketch.from_bytes(facts["sketch"]) if facts["sketch"] else None
+        most = min(self._rank, self._dim)
+        if sketch is not None and (sketch.dim, sketch.rank) != (self._dim, most):
+            raise InvalidState("sketch", f"have rank {most} of {self._dim}", f"has {sketch.rank} of {sketch.dim}")
+        if total.shape != ((self._dim,) if rows else (0,)) or (sketch is None) != (rows == 0):
+            raise InvalidState("sketch", f"go with {rows} rows", "does not")
+        self.rows, self._newest = rows, float(facts["newest"])
+        self._sketch, self._total = sketch, total.astype(np.float64)
 
     def sketch(self, items: Items) -> Sketch:
         """The sketch of all items: a copy, with the rows that are not folded in it."""

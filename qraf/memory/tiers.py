@@ -11,11 +11,13 @@ inequality of angles between rays, theta <= theta_1 + theta_2 with cos^2 theta =
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qraf.errors import InvalidState
 from qraf.memory.columns import Column, capacity
 from qraf.states import projected, quantize
 
@@ -184,6 +186,28 @@ class Tiers:
         for level, column in enumerate(self._rows):
             where = np.flatnonzero(self.level == level)
             column.values[np.isin(where, rows)] = 0
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """Copies of what is held: `level`, and `rows 0` and so on for each rung."""
+        rows = {f"rows {level}": column.values.copy() for level, column in enumerate(self._rows)}
+        return {"level": self.level.copy(), **rows}
+
+    def put(self, parts: Mapping[str, NDArray[Any]]) -> None:
+        """Hold what `parts` gave, in place of what is here.
+
+        Raises:
+            InvalidState: the parts do not belong together.
+        """
+        level = parts["level"]
+        for rung, (column, width) in enumerate(zip(self._rows, self._widths.tolist(), strict=True)):
+            rows = parts[f"rows {rung}"]
+            count = int(np.count_nonzero(level == rung))
+            if rows.shape != (count, width):
+                raise InvalidState(f"rows {rung}", f"have shape ({count}, {width})", f"has {rows.shape}")
+            column.replace(rows)
+        if len(self) != len(level):
+            raise InvalidState("level", f"be below {len(self._rows)}", f"is {int(level.max())}")
+        self._hold(level)
 
     def _hold(self, level: NDArray[np.uint8]) -> None:
         if not level.any():

@@ -23,6 +23,7 @@ from qraf.filters import item_view, predicate, validate
 from qraf.records import Filter, Item, session_memory
 from qraf.storage import tables
 from qraf.storage.database import is_in_memory, migrate, next_numbers, open_engine
+from qraf.storage.fences import Fence, FenceTable, hold
 from qraf.storage.keys import KeyTable
 from qraf.storage.line import Line, retried
 from qraf.storage.pages import check_limit, decode_cursor, encode_cursor
@@ -33,6 +34,7 @@ from qraf.storage.rows import check_name, draft_row, made_item, session_row
 from qraf.storage.seal import MasterKeys
 from qraf.storage.sealed import open_items, open_session, plain_scopes, seal_code, seal_item, seal_session
 from qraf.storage.sessions import SessionStore
+from qraf.storage.snapshots import SnapshotTable, erase
 from qraf.storage.states import StateTable
 from qraf.storage.usage import Payer, UsageTable, nobody
 from qraf.tenants import tenant_of
@@ -64,6 +66,8 @@ class Journal(SessionStore):
         self.states = StateTable(self._write, self._read, clock, self.line, self._keyring, self.usage)
         self.responses = ResponseTable(self._write, self._read, clock, self.line, self._keyring)
         self.keys = KeyTable(self._write, self._read, self.line)
+        self.fences = FenceTable(self._write, self.line)
+        self.snapshots = SnapshotTable(self._write, self._read, clock, self.line, self._keyring)
 
     @classmethod
     def open(
@@ -102,14 +106,24 @@ class Journal(SessionStore):
         return journal
 
     # ------------------------------------------------------------------------------------------------------- writing
-    def commit(self, memory: str, drafts: Sequence[Draft]) -> list[Committed]:
-        """Write drafts in one transaction; durable on return. See `commit_many`."""
-        return self.commit_many([(memory, drafts)])[0]
+    def commit(self, memory: str, drafts: Sequence[Draft], payer: Payer | None = None) -> list[Committed]:
+        """Write drafts in one transaction; durable on return. See `commit_many`.
+
+        Raises:
+            QuotaExceeded: its payer may not hold so much.
+        """
+        [answer] = self.commit_many([(memory, drafts)], (), [payer])
+        if isinstance(answer, QuotaExceeded):
+            raise answer
+        return answer
 
     @retried
     def commit_many(
-        self, groups: Sequence[tuple[str, Sequence[Draft]]], sessions: Collection[str] = ()
-    ) -> list[list[Committed]]:
+        self,
+        groups: Sequence[tuple[str, Sequence[Draft]]],
+        sessions: Collection[str] = (),
+        payers: Sequence[Payer | None] = (),
+    ) -> list[list[Committed] | QuotaExceeded]:
         """Write the drafts of several memories in one transaction: all or none, durable on return.
 
         `payers`, one for each group, say whom its new items count for. A group that its payer may not hold is left out,
@@ -167,15 +181,19 @@ class Journal(SessionStore):
         return answers
 
     @retried
-    def put_codes(self, codes: Mapping[int, bytes], code: str) -> None:
+    def put_codes(self, codes: Mapping[int, bytes], code: str, fence: Fence | None = None) -> None:
         """Keep coded amplitudes of live items, one row per item: newer ones replace older ones.
 
         `code` names all that decides what the bytes mean, such as `minilm/int4/64`. They can be made again from the
         text, so this does not wait for the disk. Items forgotten in the meantime are left out.
+
+        Raises:
+            NodeDown: a successor of the host that `fence` names has come forward; nothing was written.
         """
         if not codes:
             return
         with self._write("write codes", "relaxed") as connection:
+            hold(connection, fence)
             for chunk in _chunks(codes):
                 query = select(*_items.c["seq", "memory", "item_id", "key"]).where(_items.c.seq.in_(chunk), _kept())
                 live = connection.execute(query).all()
@@ -190,8 +208,11 @@ class Journal(SessionStore):
                     connection.execute(insert(_codes), rows)
 
     @retried
-    def tombstone(self, memory: str, seqs: Sequence[int]) -> int:
-        """Forget items: text, metadata, speaker, amplitudes and codes are overwritten; the number of those found."""
+    def tombstone(self, memory: str, seqs: Sequence[int], *, undo: bool = False) -> int:
+        """Forget items: text, metadata, speaker, amplitudes and codes are overwritten; the number of those found.
+
+        `undo`: they were never acknowledged, so nobody has used anything.
+        """
         forgotten, gone = 0, set(seqs)
         with self._write("forget items") as connection:
             for chunk in _chunks(seqs):
@@ -442,7 +463,36 @@ class Journal(SessionStore):
                         seqs[memory, row.item_id] = row.seq
         return seqs
 
-    def _bury(self, connection: Connection, which: ColumnElement[bool]) -> int:
+    def _charge(
+        self,
+        connection: Connection,
+        fresh: Mapping[tuple[str, str], dict[str, Any]],
+        paying: Mapping[tuple[str, str], int],
+        groups: Sequence[tuple[str, Sequence[Draft]]],
+        payers: Sequence[Payer | None],
+    ) -> dict[int, QuotaExceeded]:
+        """Let each group's payer take room for its new rows, and mark them; the groups that may not."""
+        wanted: dict[int, list[int]] = {}
+        for at, row in fresh.items():
+            group = paying[at]
+            payer = payers[group] if payers else None
+            row["owner"] = "" if payer is None else payer.key
+            row["size"] = len(row["text"]) + len(row["metadata"]) + len(row["amplitudes"] or b"")
+            room = wanted.setdefault(group, [0, 0])
+            room[0] += 1
+            room[1] += row["size"]
+        asked = []
+        for group, (count, size) in wanted.items():
+            payer = (payers[group] if payers else None) or nobody(tenant_of(groups[group][0][2:]))
+            asked.append((payer, count, size))
+        answers = zip(wanted, self.usage.charge(connection, asked), strict=True)
+        return {group: refusal for group, refusal in answers if refusal is not None}
+
+    def _bury(self, connection: Connection, which: ColumnElement[bool], undo: bool = False) -> int:
+        self.usage.release(connection, and_(which, _kept()), undo=undo)
+        oldest = select(_items.c.memory, func.min(_items.c.seq)).where(which, _kept()).group_by(_items.c.memory)
+        for memory, seq in connection.execute(oldest).all():
+            erase(connection, memory, seq)
         chosen = select(_items.c.seq).where(which, _kept())
         connection.execute(delete(_codes).where(_codes.c.seq.in_(chosen)))
         blank = {"text": b"", "metadata": b"{}", "speaker": None, "amplitudes": None, "expires_at": None, "key": None}

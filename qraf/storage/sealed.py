@@ -15,6 +15,7 @@ from qraf.storage.keyring import Keyring, states_scope
 from qraf.storage.records import SessionRecord
 from qraf.storage.rows import item_of, session_of
 from qraf.storage.seal import DataKey, NotOpened, bound
+from qraf.storage.snapshots import erase
 from qraf.tenants import tenant_of
 
 __all__ = [
@@ -189,6 +190,7 @@ def seal_old(connection: Connection, scope: str, key: DataKey) -> None:
     if scope.startswith("states/"):
         _seal_old_states(connection, scope, key)
         return
+    erase(connection, scope)  # they are not sealed; new ones will be
     _seal_old_items(connection, scope, key)
     if scope.startswith("s/"):
         plain = select(_sessions.c.id, _sessions.c.metadata).where(

@@ -160,7 +160,7 @@ def test_codes_that_cannot_be_stored_are_counted_and_stop_nothing(tmp_path: Path
         def __init__(self) -> None:
             pass
 
-        def put_codes(self, codes: object, code: str) -> None:
+        def put_codes(self, codes: object, code: str, fence: object = None) -> None:
             raise StorageFailed("write codes", "disk full")
 
     writer = CodeWriter(Broken())
