@@ -12,14 +12,18 @@ class CuttingProxy:
     """`frames_until_cut` is asked at each connection; it is cut in the middle of the server's next frame."""
 
     def __init__(self, url: str, frames_until_cut: Callable[[], int | None] = lambda: None) -> None:
-        parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "", parts.port or 0
+        self.lead_to(url)
         self._frames_until_cut = frames_until_cut
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.url = ""
         self.connections = self.cuts = 0
         self.is_refusing = False
+
+    def lead_to(self, url: str) -> None:
+        """Where connections lead that come from now on."""
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port or 0
 
     def cut(self) -> None:
         """Cut every connection, without a word."""

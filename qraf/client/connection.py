@@ -15,6 +15,7 @@ from qraf.client.urls import socket_url
 from qraf.decode_frames import DecodeClose, DecodeRounds
 from qraf.errors import ConnectionLost, InvalidRequest, ServerError, TimedOut
 from qraf.frames import (
+    Ack,
     Cancel,
     ClientFrame,
     ClientInfo,
@@ -338,6 +339,8 @@ class Connection:
         match frame:
             case ErrorFrame():
                 self._on_error(frame)
+            case Ack(status="queued"):
+                pass  # it waits for room; its answer is still to come
             case ResponseCreated():
                 run = self._starting.pop(frame.id, None)
                 if run is not None:
@@ -382,7 +385,7 @@ class Connection:
 
     def _on_error(self, frame: ErrorFrame) -> None:
         error = server_error(frame.error)
-        if error.code == "runs_elsewhere" and frame.id in self._starting:
+        if error.error_code == "runs_elsewhere" and frame.id in self._starting:
             pause_s = (error.retry_after_ms or 500) / 1000
             asyncio.get_running_loop().call_later(pause_s, self._ask_again, self._starting[frame.id], self._link)
             return

@@ -161,7 +161,7 @@ class Response:
                     break
                 await asyncio.sleep(_LOOK_S)
             except QrafError as error:
-                if isinstance(error, ServerError) and error.code == "not_found":
+                if isinstance(error, ServerError) and error.error_code == "not_found":
                     return [lost_end(self.created.stream if self.created else "", self._text_seq)]
                 is_final = isinstance(error, ServerError) and not error.can_retry
                 if is_final or asyncio.get_running_loop().time() >= give_up_at:
