@@ -41,9 +41,9 @@ _MOST_WAITING = 4096
 class Ledger:
     """The part of `Responses` that outlives a gateway. `start` before use, `close` after; belongs to one event loop.
 
-    Which gateway is dead is told by a file that it had locked, where `folder` is one that they share (None: none), and
-    else by its silence for `LEASE_S`; who was cut off from the journal meanwhile does not judge that. The clocks of the
-    machines may differ by some seconds.
+    Which gateway is dead is told by a file that it had locked, where `folder` is one that they share (None: none), or
+    by its silence for `LEASE_S`; who was cut off from the journal meanwhile does not judge that. The clocks of the
+    machines may differ by some seconds. One that is taken for dead and was not changes nothing any more.
     """
 
     def __init__(
@@ -181,9 +181,8 @@ class Ledger:
     def _is_dead(self, gateway: GatewayRecord) -> bool:
         if gateway.epoch == self.epoch:
             return False
-        told = None if self._folder is None else is_over(self._folder, gateway.epoch)
-        if told is not None:
-            return told
+        if self._folder is not None and is_over(self._folder, gateway.epoch):
+            return True
         listened = self._beats_since is not None and self._clock.monotonic() - self._beats_since >= LEASE_S
         return listened and self._clock.now() - gateway.seen_at > LEASE_S
 

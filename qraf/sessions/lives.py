@@ -32,13 +32,13 @@ class Life:
             self._handle = -1
 
 
-def is_over(folder: Path, epoch: str) -> bool | None:
-    """Whether the life of this epoch has ended; None: there is nothing in this folder to tell it by."""
+def is_over(folder: Path, epoch: str) -> bool:
+    """Whether the life of this epoch is known to have ended; False also where there is nothing to tell it by."""
     file = folder / epoch
     try:
         handle = os.open(file, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return None
+        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
