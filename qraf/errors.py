@@ -22,6 +22,8 @@ __all__ = [
     "InvalidRequest",
     "InvalidState",
     "InvalidTopology",
+    "KeyInUse",
+    "KeyReused",
     "KeysMissing",
     "LimitExceeded",
     "NoRoute",
@@ -83,6 +85,25 @@ class InvalidRequest(QrafError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.pointer}: {self.detail}" if self.pointer else self.detail
+
+
+class KeyReused(InvalidRequest):
+    """An `Idempotency-Key` that came with another request before."""
+
+    code, title = "idempotency_key_reused", "Idempotency key used for another request"
+
+
+class KeyInUse(QrafError, RuntimeError):
+    """The request that first came with this `Idempotency-Key` is still being carried out."""
+
+    code, title, status, retryable = "idempotency_key_in_use", "Idempotency key in use", 409, True
+
+    def __init__(self, retry_after_ms: int = 1000) -> None:
+        super().__init__(retry_after_ms)
+        self.retry_after_ms = retry_after_ms
+
+    def __str__(self) -> str:
+        return "the first request with this `Idempotency-Key` is not answered yet"
 
 
 class RecalledNotAbsorbed(InvalidRequest):

@@ -12,6 +12,8 @@ from qraf import errors
 SAMPLES = [
     errors.InvalidState("rho", "have shape (..., d, d)", "it has (2, 3)"),
     errors.InvalidRequest("must be at least 1", "/k"),
+    errors.KeyReused("came with another body before", "/headers/idempotency-key"),
+    errors.KeyInUse(500),
     errors.RecalledNotAbsorbed("never again", "/items/0/role"),
     errors.ProtocolError("not JSON", "", 4400),
     errors.DuplicateId("7"),

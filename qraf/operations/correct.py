@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from qraf.operations.arrays import at, tensor_of
 from qraf.operations.batches import array_out, in_groups
 from qraf.operations.given import densities_of
 from qraf.operations.optimize import check_rank
-from qraf.service_orders import Align, Aligned, Alignment, Form, Repair, Repaired, RepairedState, Syndromes
+from qraf.service_orders import Align, Aligned, Alignment, Form, Matrices, Repair, Repaired, RepairedState, Syndromes
 from qraf.state_orders import ArrayData
 from qraf.states.measures import fidelity_factor
 from qraf.states.repair import DEFECTS, align_phase, procrustes
@@ -60,13 +61,25 @@ def align(order: Align) -> Aligned:
         turned = align_phase(given, reference)
         return _aligned(given[:, None], turned[:, None], reference[:, None], turned, order.form)
     assert order.factors is not None
-    numbers = order.factors if isinstance(order.factors, ArrayData) else list(order.factors)
-    given = tensor_of(numbers, "/factors", (2, 3), "(r, d) or (n, r, d)")  # type: ignore[arg-type]
+    given = _factors(order.factors)
     reference = tensor_of(order.reference, "/reference", (2, 3), "(s, d) or (n, s, d)")
     given, reference = _matched(given if given.ndim == 3 else given[None], reference, 2)
     with at("/factors"):
         turned, _ = procrustes(given, reference)
     return _aligned(given, turned, reference, turned, order.form)
+
+
+def _factors(factors: Matrices) -> Tensor:
+    """Factors (r, d) or (n, r, d); a list of arrays, each (r, d) and of one shape, is n of them."""
+    if isinstance(factors, ArrayData) or not any(isinstance(one, ArrayData) for one in factors):
+        return tensor_of(factors, "/factors", (2, 3), "(r, d) or (n, r, d)")  # type: ignore[arg-type]
+    found = [tensor_of(one, f"/factors/{place}", 2, "(r, d)") for place, one in enumerate(factors)]
+    for place, one in enumerate(found):
+        if one.shape != found[0].shape:
+            need = f"must have the shape of the first, {tuple(found[0].shape)}"
+            raise InvalidRequest(f"{need}, but has {tuple(one.shape)}", f"/factors/{place}")
+    dtype = functools.reduce(torch.promote_types, (one.dtype for one in found))
+    return torch.stack([one.to(dtype) for one in found])
 
 
 def _repaired(mu: Tensor, rank: int | None, noise: float | None, form: Form) -> list[RepairedState]:

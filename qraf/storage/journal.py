@@ -22,6 +22,7 @@ from qraf.errors import QuotaExceeded, SealBroken, StorageFailed
 from qraf.filters import item_view, predicate, validate
 from qraf.records import Filter, Item, session_memory
 from qraf.storage import tables
+from qraf.storage.answers import AnswerTable
 from qraf.storage.database import is_in_memory, migrate, next_numbers, open_engine
 from qraf.storage.fences import Fence, FenceTable, hold
 from qraf.storage.keys import KeyTable
@@ -66,6 +67,7 @@ class Journal(SessionStore):
         self.states = StateTable(self._write, self._read, clock, self.line, self._keyring, self.usage)
         self.responses = ResponseTable(self._write, self._read, clock, self.line, self._keyring)
         self.keys = KeyTable(self._write, self._read, self.line)
+        self.answers = AnswerTable(self._write, clock, self.line, self._keyring)
         self.fences = FenceTable(self._write, self.line)
         self.snapshots = SnapshotTable(self._write, self._read, clock, self.line, self._keyring)
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
 
 __all__ = [
     "REVISION",
+    "answers",
     "audit",
     "codes",
     "data_keys",
@@ -43,7 +44,7 @@ __all__ = [
     "usage",
 ]
 
-REVISION = "0008"  # the newest migration; a test holds it against the files
+REVISION = "0009"  # the newest migration; a test holds it against the files
 
 metadata = MetaData()
 
@@ -115,6 +116,7 @@ sessions = Table(
     Column("bits", Integer),
     Column("budget_bytes", BigInteger),
     Column("key", BigInteger),
+    Column("rank", Integer),
 )
 Index("sessions_created_at", sessions.c.created_at, sessions.c.id)
 Index("sessions_expires_at", sessions.c.expires_at)
@@ -283,3 +285,18 @@ gateways = Table(
     Column("name", String(256), nullable=False),
     Column("seen_at", Double, nullable=False),
 )
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("name", LargeBinary, primary_key=True),  # digest of tenant and `Idempotency-Key`
+    Column("tenant", String(64), nullable=False),
+    Column("attempt", String(32), nullable=False),  # who works, or worked, on it
+    Column("begun_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),  # until it is done: when the attempt counts as dead
+    Column("is_done", Boolean, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # what was asked, as a digest, and what was answered
+    Column("key", BigInteger),
+)
+Index("answers_tenant", answers.c.tenant, answers.c.begun_at)
+Index("answers_expires_at", answers.c.expires_at)

@@ -9,8 +9,10 @@ from starlette.responses import Response
 
 from qraf.errors import InvalidRequest, NotFound, ReplayGone, RunsElsewhere
 from qraf.frames import ClientInfo, Enhance, ErrorBody, EvidenceOut, Hop, RouteOut, Usage
-from qraf.gateway.bodies import answer, body_of, failure, gate, query, read, request_id, time_out, to_frame
-from qraf.gateway.openapi import operation
+from qraf.gateway.bodies import answer, body_of, failure, gate, note_limit, query, read, request_id, time_out, to_frame
+from qraf.gateway.commands import check_command
+from qraf.gateway.openapi import EVENTS, operation
+from qraf.gateway.repeats import HEADER, key_of
 from qraf.gateway.sse import EventStream, gather
 from qraf.gateway.values import check_number
 from qraf.records import Figures
@@ -22,10 +24,12 @@ __all__ = ["TYPES", "router"]
 router = APIRouter(tags=["responses"])
 
 EnhanceBody = body_of(Enhance, "EnhanceBody", [("stream", bool, False)])
-_SSE = (
-    "event: response.delta\nid: 5\n"
-    'data: {"type":"response.delta","stream":"str_01","seq":5,"text":"Nuts.","tokens":2}\n\n'
-)
+_SSE = {
+    "event": "response.delta",
+    "id": "5",
+    "data": '{"type":"response.delta","stream":"str_01","seq":5,"text":"Nuts.","tokens":2}',
+}
+_LAST = {"Last-Event-ID": "the `id` of the last event that was seen"}
 _RESPONSE = {"response": "the response's id, its stream, or its key"}
 _MOST = 2**53
 _CANCEL_S = 3.0  # how long it may take another gateway to stop a response
@@ -92,7 +96,10 @@ TYPES = (EnhanceBody, EnhanceOut, ResponseOut, CancelOut, Hop, ClientInfo)
         body=EnhanceBody,
         answer=EnhanceOut,
         example={"session": "ses_ann", "prompt": "What can Ann not eat?", "generate": {"max_tokens": 64}},
-        more={"text/event-stream": {"schema": {"type": "string"}, "example": _SSE}},
+        more={"text/event-stream": {"schema": EVENTS, "example": _SSE}},
+        headers=_LAST | {HEADER: "stands for `key` where the body has none"},
+        also={204: None},
+        errors=(404, 409, 410, 502),
     ),
 )
 async def enhance(request: Request) -> Response:
@@ -104,7 +111,7 @@ async def enhance(request: Request) -> Response:
     """
     gateway = gate(request)
     body = await read(request, EnhanceBody)
-    frame = to_frame(Enhance, body, request)
+    frame = _keyed(request, to_frame(Enhance, body, request))
     frame = msgspec.structs.replace(frame, again=frame.key is not None)  # over HTTP nobody says so
     after_seq = _last_event_id(request) or 0
     if after_seq and (frame.key is None or await gateway.service.find_response(frame.key, after_seq=after_seq) is None):
@@ -112,6 +119,8 @@ async def enhance(request: Request) -> Response:
             raise InvalidRequest("`Last-Event-ID` needs the `key` that the response was started with", "/key")
         raise ReplayGone(frame.key, after_seq)
     response = await gateway.service.enhance(frame, owner=request_id(request))
+    if response.task is not None:
+        response.task.add_done_callback(lambda _: note_limit(request, response.error))
     if getattr(body, "stream", False):
         return _events(request, response, after_seq)
     reader = _attach(response, 0)
@@ -139,6 +148,9 @@ async def get_response(request: Request) -> Response:
         query=EventsQuery,
         answer=ResponseOut,
         media_type="text/event-stream",
+        headers=_LAST,
+        also={204: None},
+        errors=(409, 410),
     ),
 )
 async def get_events(request: Request) -> Response:
@@ -188,6 +200,17 @@ def _attach(response: Running, after_seq: int) -> Reader:
         reader.detach()
         raise ReplayGone(response.id, after_seq)
     return reader
+
+
+def _keyed(request: Request, frame: Enhance) -> Enhance:
+    key = key_of(request)
+    if key is None or frame.key == key:
+        return frame
+    if frame.key is not None:
+        raise InvalidRequest(f"is not the body's `key`, and one of them is enough: leave out `{HEADER}`", "/key")
+    frame = msgspec.structs.replace(frame, key=key)
+    check_command(frame, gate(request).settings.limits)
+    return frame
 
 
 def _last_event_id(request: Request) -> int | None:

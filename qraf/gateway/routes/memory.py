@@ -12,6 +12,7 @@ from qraf.frames import Recall, RecallDone, Write, WriteDone
 from qraf.gateway.bodies import PageQuery, answer, body_of, gate, query, read, time_out, to_frame
 from qraf.gateway.openapi import operation
 from qraf.gateway.problems import decoding_fault
+from qraf.gateway.repeats import made_id, repeatable
 from qraf.gateway.routes.records import ForgetOut, ItemOut, ItemPage, ReceiptOut
 from qraf.gateway.values import check_filter
 from qraf.records import Filter, Item
@@ -62,6 +63,8 @@ TYPES = (WriteBody, WriteDone, RecallBody, RecallDone, ForgetBody, ForgetOut, It
     openapi_extra=operation(
         body=WriteBody,
         answer=WriteDone,
+        errors=(404, 409),
+        repeatable=True,
         example={
             "session": "ses_ann",
             "items": [
@@ -70,13 +73,14 @@ TYPES = (WriteBody, WriteDone, RecallBody, RecallDone, ForgetBody, ForgetOut, It
         },
     ),
 )
+@repeatable
 async def write(request: Request) -> Response:
     """Write items. Answered when they are durable and absorbed; the same `item_id` again changes nothing."""
-    frame = to_frame(Write, await read(request, WriteBody), request)
+    frame = _named(request, to_frame(Write, await read(request, WriteBody), request))
     return answer(await gate(request).service.write(frame))
 
 
-@router.get("/memory", openapi_extra=operation(query=ListQuery, answer=ItemPage))
+@router.get("/memory", openapi_extra=operation(query=ListQuery, answer=ItemPage, errors=(404,)))
 async def list_items(request: Request) -> Response:
     """Items in the order they were written."""
     asked = query(request, ListQuery)
@@ -90,7 +94,10 @@ async def list_items(request: Request) -> Response:
 @router.post(
     "/memory/recall",
     openapi_extra=operation(
-        body=RecallBody, answer=RecallDone, example={"session": "ses_ann", "text": "What can Ann not eat?", "k": 5}
+        body=RecallBody,
+        answer=RecallDone,
+        example={"session": "ses_ann", "text": "What can Ann not eat?", "k": 5},
+        errors=(404, 409),
     ),
 )
 async def recall(request: Request) -> Response:
@@ -104,9 +111,12 @@ async def recall(request: Request) -> Response:
     openapi_extra=operation(
         body=ForgetBody,
         answer=ForgetOut,
+        errors=(404,),
+        repeatable=True,
         example={"session": "ses_ann", "filter": {"field": "speaker", "eq": "Ann"}, "dry_run": True},
     ),
 )
+@repeatable
 async def forget(request: Request) -> Response:
     """Forget every item that passes a filter; `dry_run` counts them first."""
     body = await read(request, ForgetBody)
@@ -130,6 +140,17 @@ async def delete_item(request: Request) -> Response:
     item = request.path_params["item_id"]
     receipt = await gate(request).service.delete_item(asked.session, asked.collection, item, asked.dry_run)
     return answer(ReceiptOut.of(receipt))
+
+
+def _named(request: Request, frame: Write) -> Write:
+    """The write with ids for the items that have none, where the request may come again."""
+    if made_id(request, "itm") is None:
+        return frame
+    items = (
+        item if item.item_id is not None else msgspec.structs.replace(item, item_id=made_id(request, "itm", place))
+        for place, item in enumerate(frame.items)
+    )
+    return msgspec.structs.replace(frame, items=tuple(items))
 
 
 def _filter(text: str | None) -> Filter | None:

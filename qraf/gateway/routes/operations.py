@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from qraf.gateway.bodies import answer, gate
 from qraf.gateway.openapi import operation
+from qraf.gateway.repeats import repeatable
 from qraf.service_orders import OperationView
 
 __all__ = ["TYPES", "router"]
@@ -40,7 +41,11 @@ async def get_operation(request: Request) -> Response:
     return answer(view, headers={} if view.ended_at else {"Retry-After": "1"})
 
 
-@router.post("/operations/{operation}/cancel", openapi_extra=operation(path=_OPERATION, answer=OperationView))
+@router.post(
+    "/operations/{operation}/cancel",
+    openapi_extra=operation(path=_OPERATION, answer=OperationView, repeatable=True),
+)
+@repeatable
 async def cancel_operation(request: Request) -> Response:
     """Stop it before its next part; one that has ended stays as it is."""
     return answer(await gate(request).service.orders.operations.cancel(request.path_params["operation"]))

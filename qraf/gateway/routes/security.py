@@ -10,6 +10,7 @@ from starlette.responses import Response
 from qraf.errors import InvalidRequest, NotAllowed
 from qraf.gateway.bodies import PageQuery, address, answer, gate, principal, query, read, refused, request_id, time_out
 from qraf.gateway.openapi import operation
+from qraf.gateway.repeats import unrepeatable
 from qraf.gateway.security.principal import check_role, scopes_of
 from qraf.gateway.values import check_number
 from qraf.storage.keys import KeyRecord
@@ -132,6 +133,7 @@ TYPES = (KeyBody, KeyOut, NewKeyOut, KeyPage, TenantList, TenantOut, AuditPage, 
 )
 async def create_key(request: Request) -> Response:
     """Make a key; the answer has all of it, and nothing else ever will."""
+    unrepeatable(request)
     body, who, authority = await read(request, KeyBody), principal(request), gate(request).authority
     tenant = body.tenant or who.tenant
     try:
@@ -201,6 +203,7 @@ async def list_audit(request: Request) -> Response:
 @router.post("/ws-tickets", status_code=201, openapi_extra=operation(answer=TicketOut, status=201))
 async def create_ticket(request: Request) -> Response:
     """A ticket for one socket, good for a minute, for the caller, and for pages of the origin that asks."""
+    unrepeatable(request)
     origin = request.headers.get("origin", "")
     if len(origin) > 512:
         raise InvalidRequest("may have 512 characters", "/headers/origin")

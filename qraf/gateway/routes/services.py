@@ -14,6 +14,7 @@ from qraf.code_orders import BuildCode, CodeBuilt, CodeSampled, DecodeShots, Sam
 from qraf.errors import InvalidRequest
 from qraf.gateway.bodies import answer, gate, read
 from qraf.gateway.openapi import operation
+from qraf.gateway.repeats import Route, repeatable
 from qraf.service_orders import (
     Align,
     Aligned,
@@ -58,9 +59,14 @@ TYPES = (
 )
 
 
+def _repeatable(route: Route) -> Route:
+    """Only what starts a job writes; the other answers may be long, and are the same again."""
+    return repeatable(route, is_kept=lambda response: response.status_code == 202)
+
+
 def _responds(example: dict[str, Any], body: Any, made: Any) -> dict[str, Any]:
     """What such a route takes and gives: its answer, or 202 with the operation."""
-    extra = operation(body=body, answer=made, example=example)
+    extra = operation(body=body, answer=made, example=example, errors=(404,), repeatable=True)
     schema = {"$ref": f"#/components/schemas/{OperationView.__name__}"}
     extra["responses"]["202"] = {
         "description": "a long job, or one asked for with `Prefer: respond-async`; `Location` leads to it",
@@ -74,6 +80,7 @@ def _responds(example: dict[str, Any], body: Any, made: Any) -> dict[str, Any]:
 @router.post(
     "/quantize", openapi_extra=_responds({"rows": [[0.6, 0.8, 0.0, 0.0]], "code": "int4"}, Quantize, Quantized)
 )
+@_repeatable
 async def quantize(request: Request) -> Response:
     """Code amplitudes or states; without a `code`, a table of all codes."""
     return await _ask(request, Quantize)
@@ -83,6 +90,7 @@ async def quantize(request: Request) -> Response:
     "/quantize/decode",
     openapi_extra=_responds({"codes": "AwQALg==", "d": 2, "code": "int8"}, Dequantize, Dequantized),
 )
+@_repeatable
 async def dequantize(request: Request) -> Response:
     """The amplitudes of coded rows."""
     return await _ask(request, Dequantize)
@@ -92,6 +100,7 @@ async def dequantize(request: Request) -> Response:
     "/optimize",
     openapi_extra=_responds({"op": "nearest", "matrices": [[1.25, 0.0], [0.0, -0.25]]}, _OPTIMIZE, _OPTIMIZED),
 )
+@_repeatable
 async def optimize(request: Request) -> Response:
     """`nearest`: nearest physical states; `truncate`: fewer directions; `recompress`: a smaller sketch of a memory."""
     return await _ask(request, Optimize)
@@ -105,6 +114,7 @@ async def optimize(request: Request) -> Response:
         _CORRECTED,
     ),
 )
+@_repeatable
 async def correct(request: Request) -> Response:
     """`repair` and `align` states; `build`, `sample` and `decode` stabiliser codes."""
     return await _ask(request, Correct)

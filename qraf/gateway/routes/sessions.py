@@ -11,6 +11,7 @@ from starlette.responses import Response
 from qraf.frames import SessionOpen, SessionOpened
 from qraf.gateway.bodies import PageQuery, answer, body_of, gate, query, read, to_frame
 from qraf.gateway.openapi import operation
+from qraf.gateway.repeats import made_id, repeatable
 from qraf.gateway.routes.records import ReceiptOut, SessionOut, SessionPage
 from qraf.storage.records import SessionRecord
 
@@ -26,6 +27,7 @@ class SessionChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     bits: int | UnsetType | None = UNSET
     budget_bytes: int | UnsetType | None = UNSET
+    rank: int | UnsetType | None = UNSET
 
 
 class EraseQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,12 +44,21 @@ _SESSION = {"session": "the session's id"}
     "/sessions",
     status_code=201,
     openapi_extra=operation(
-        body=SessionBody, answer=SessionOpened, status=201, example={"session": "ses_ann", "metadata": {"team": "a"}}
+        body=SessionBody,
+        answer=SessionOpened,
+        status=201,
+        also={200: SessionOpened},
+        example={"session": "ses_ann", "metadata": {"team": "a"}},
+        errors=(404, 409),
+        repeatable=True,
     ),
 )
+@repeatable
 async def open_session(request: Request) -> Response:
     """Open a session or make one (201 when it is new, else 200)."""
     frame = to_frame(SessionOpen, await read(request, SessionBody), request)
+    if frame.session is None:
+        frame = msgspec.structs.replace(frame, session=made_id(request, "ses"))
     opened = await gate(request).service.open_session(frame)
     return answer(opened, 201 if opened.created else 200, {"Location": f"/v1/sessions/{opened.session}"})
 
@@ -78,10 +89,10 @@ async def get_session(request: Request) -> Response:
     ),
 )
 async def configure_session(request: Request) -> Response:
-    """Change the bits and the byte budget of a session's memory; it is coded anew from the journal and answers on."""
+    """Change bits, byte budget and sketch rank of a session's memory; it is made anew from the journal and answers on."""
     service, session = gate(request).service, request.path_params["session"]
     change = await read(request, SessionChange)
-    record = await service.configure_session(session, change.bits, change.budget_bytes)
+    record = await service.configure_session(session, change.bits, change.budget_bytes, change.rank)
     figures = await service.figures(session)
     etag = f'"{figures.version}"'
     return answer(SessionOut.of(record, _node(request, record), figures), headers={"ETag": etag})
@@ -96,14 +107,16 @@ async def delete_session(request: Request) -> Response:
     )
 
 
-@router.post("/sessions/{session}/pause", openapi_extra=operation(path=_SESSION, answer=SessionOut))
+@router.post("/sessions/{session}/pause", openapi_extra=operation(path=_SESSION, answer=SessionOut, repeatable=True))
+@repeatable
 async def pause_session(request: Request) -> Response:
     """Refuse writes and prompts until it is resumed."""
     record = await gate(request).service.pause_session(request.path_params["session"])
     return answer(SessionOut.of(record, _node(request, record)))
 
 
-@router.post("/sessions/{session}/resume", openapi_extra=operation(path=_SESSION, answer=SessionOut))
+@router.post("/sessions/{session}/resume", openapi_extra=operation(path=_SESSION, answer=SessionOut, repeatable=True))
+@repeatable
 async def resume_session(request: Request) -> Response:
     """End a pause."""
     record = await gate(request).service.resume_session(request.path_params["session"])

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from qraf.errors import InvalidRequest, NotFound
 from qraf.gateway.bodies import PageQuery, answer, body_of, gate, query, read
 from qraf.gateway.openapi import operation
+from qraf.gateway.repeats import made_id, repeatable
 from qraf.state_orders import (
     Compared,
     Deleted,
@@ -20,6 +21,7 @@ from qraf.state_orders import (
     Format,
     Measured,
     Measurement,
+    Preparation,
     StateAnswer,
     StateCompare,
     StateCompareBody,
@@ -51,8 +53,11 @@ __all__ = ["TYPES", "router"]
 router = APIRouter(tags=["states"])
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Preparation)
 
 _STATE = {"state": "the state's id"}
+_IF_MATCH = {"If-Match": "the `ETag` of the version that is meant"}
+_IF_NONE_MATCH = {"If-None-Match": "the `ETag` of the version that is known"}
 _ETAG = re.compile(r'(?:W/)?"(\d{1,18})"')
 
 StateMeasureManyBody = body_of(StateMeasure, "StateMeasureManyBody")
@@ -91,18 +96,24 @@ TYPES = (
     status_code=201,
     openapi_extra=operation(
         body=StatePrepareBody,
-        answer=StateView,
+        answer=(StateView, StateViews),
         status=201,
+        errors=(404, 412),
+        repeatable=True,
         example={
             "circuit": 'OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[2] q;\nh q[0];\ncx q[0], q[1];',
             "label": "bell",
         },
     ),
 )
+@repeatable
 async def prepare(request: Request) -> Response:
     """Make a state; `ETag` is its version. With `states` many: the answer is then a list of them."""
     body = await _read(request, StatePrepareBody)
-    found = await _views(request, StatePrepare(**_fields(body)))
+    fields = _fields(body)
+    if body.states is not None:
+        fields["states"] = tuple(_named(request, one, place) for place, one in enumerate(body.states))
+    found = await _views(request, _named(request, StatePrepare(**fields)))
     if body.states is not None:
         return answer(found, 201)
     return _one(found, 201)
@@ -147,15 +158,20 @@ async def measure_many(request: Request) -> Response:
     openapi_extra=operation(
         body=StateEvolveManyBody,
         answer=StateViews,
+        errors=(412,),
+        repeatable=True,
         example={"ids": ["st_01M834YDH9G4SV57G23CCDYHX0"], "steps": [{"channel": "depolarizing", "p": 0.01}]},
     ),
 )
+@repeatable
 async def evolve_many(request: Request) -> Response:
     """Evolve many states by the same steps: all or none."""
     return await _many(request, StateEvolve(**_fields(await _read(request, StateEvolveManyBody))))
 
 
-@router.get("/state/{state}", openapi_extra=operation(path=_STATE, answer=StateView))
+@router.get(
+    "/state/{state}", openapi_extra=operation(path=_STATE, headers=_IF_NONE_MATCH, answer=StateView, also={304: None})
+)
 async def get_state(request: Request) -> Response:
     """A state's figures with their certificate; `ETag` is its version, `If-None-Match` with it is answered by 304."""
     view = await gate(request).service.states.view(request.path_params["state"])
@@ -165,7 +181,7 @@ async def get_state(request: Request) -> Response:
     return answer(view, headers=_etag(view))
 
 
-@router.delete("/state/{state}", openapi_extra=operation(path=_STATE, answer=Deleted))
+@router.delete("/state/{state}", openapi_extra=operation(path=_STATE, headers=_IF_MATCH, answer=Deleted, errors=(412,)))
 async def delete_state(request: Request) -> Response:
     """Delete a state; with `If-Match` only in that version."""
     order = StateDelete(ids=(request.path_params["state"],), versions=_if_match(request))
@@ -193,9 +209,14 @@ async def measure(request: Request) -> Response:
         path=_STATE,
         body=StateEvolveBody,
         answer=StateView,
+        also={201: StateView},
+        headers=_IF_MATCH,
+        errors=(412,),
+        repeatable=True,
         example={"steps": [{"channel": "amplitude_damping", "gamma": 0.1, "subsystems": [0]}]},
     ),
 )
+@repeatable
 async def evolve(request: Request) -> Response:
     """Channels, unitaries, Kraus sets and circuits, one after the other."""
     return await _changed(request, StateEvolve, StateEvolveBody)
@@ -207,9 +228,14 @@ async def evolve(request: Request) -> Response:
         path=_STATE,
         body=StateMergeBody,
         answer=StateView,
+        also={201: StateView},
+        headers=_IF_MATCH,
+        errors=(412,),
+        repeatable=True,
         example={"others": ["st_01M834YDH9G4SV57G23CCDYHX0"], "weights": [0.75, 0.25]},
     ),
 )
+@repeatable
 async def merge(request: Request) -> Response:
     """Mix with other states."""
     return await _changed(request, StateMerge, StateMergeBody)
@@ -218,9 +244,17 @@ async def merge(request: Request) -> Response:
 @router.post(
     "/state/{state}/tensor",
     openapi_extra=operation(
-        path=_STATE, body=StateTensorBody, answer=StateView, example={"others": [{"named": "bell"}]}
+        path=_STATE,
+        body=StateTensorBody,
+        answer=StateView,
+        also={201: StateView},
+        headers=_IF_MATCH,
+        errors=(412,),
+        repeatable=True,
+        example={"others": [{"named": "bell"}]},
     ),
 )
+@repeatable
 async def tensor(request: Request) -> Response:
     """The product with other states; a new state unless `into` is `same`."""
     return await _changed(request, StateTensor, StateTensorBody)
@@ -228,8 +262,18 @@ async def tensor(request: Request) -> Response:
 
 @router.post(
     "/state/{state}/partial_trace",
-    openapi_extra=operation(path=_STATE, body=StatePartialTraceBody, answer=StateView, example={"keep": [0]}),
+    openapi_extra=operation(
+        path=_STATE,
+        body=StatePartialTraceBody,
+        answer=StateView,
+        also={201: StateView},
+        headers=_IF_MATCH,
+        errors=(412,),
+        repeatable=True,
+        example={"keep": [0]},
+    ),
 )
+@repeatable
 async def partial_trace(request: Request) -> Response:
     """Keep some subsystems; a new state unless `into` is `same`."""
     return await _changed(request, StatePartialTrace, StatePartialTraceBody)
@@ -238,8 +282,17 @@ async def partial_trace(request: Request) -> Response:
 @router.post(
     "/state/{state}/fork",
     status_code=201,
-    openapi_extra=operation(path=_STATE, body=StateForkBody, answer=StateView, status=201, example={"copies": 1}),
+    openapi_extra=operation(
+        path=_STATE,
+        body=StateForkBody,
+        answer=(StateView, StateViews),
+        status=201,
+        errors=(412,),
+        repeatable=True,
+        example={"copies": 1},
+    ),
 )
+@repeatable
 async def fork(request: Request) -> Response:
     """Copy the state as it is now; more than one copy is answered by a list."""
     body = await _read(request, StateForkBody)
@@ -267,6 +320,13 @@ async def export(request: Request) -> Response:
 
 
 # ------------------------------------------------------------------------------------------------------ how it is done
+def _named(request: Request, given: P, *place: int) -> P:
+    """What is prepared, with an id where it has none and the request may come again."""
+    if given.id is not None or getattr(given, "states", None) is not None:
+        return given
+    return msgspec.structs.replace(given, id=made_id(request, "st", *place))
+
+
 async def _changed(request: Request, kind: Any, body: type[msgspec.Struct]) -> Response:
     fields = _fields(await _read(request, body))
     order = kind(ids=(request.path_params["state"],), versions=_if_match(request), **fields)

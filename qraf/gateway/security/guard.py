@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from qraf.errors import NotAllowed
@@ -9,7 +10,7 @@ from qraf.frames import ClientFrame, Enhance, Hello, Watch
 from qraf.gateway.security.principal import Principal
 from qraf.state_frames import StateCommand
 
-__all__ = ["FRAMES", "ORDERS", "PUBLIC", "ROUTES", "TOPICS", "check_frame", "check_route", "needed"]
+__all__ = ["FRAMES", "ORDERS", "PUBLIC", "ROUTES", "TOPICS", "check_frame", "check_route", "methods_of", "needed"]
 
 PUBLIC = ""
 """In place of a scope: for everybody, without a credential."""
@@ -80,6 +81,8 @@ ROUTES: dict[tuple[str, str], str] = {
 }
 """The scope of each route, by its method and its path as the OpenAPI document has it."""
 
+_PATTERNS = [re.compile(re.sub(r"{[^:}]+(:path)?}", lambda m: ".*" if m[1] else "[^/]+", path)) for _, path in ROUTES]
+
 FRAMES: dict[str, str] = {
     "hello": PUBLIC,  # brings the credential
     "auth.refresh": ANYONE,
@@ -117,6 +120,11 @@ ORDERS = {
 """The scope of each order of a `state` frame."""
 
 
+def methods_of(path: str) -> list[str]:
+    """The methods that an address has, by its path."""
+    return sorted({method for (method, _), known in zip(ROUTES, _PATTERNS, strict=True) if known.fullmatch(path)})
+
+
 def needed(frame: ClientFrame) -> tuple[str, ...]:
     """Every scope that a frame needs."""
     scopes = [FRAMES[_tag(frame)]]
@@ -144,6 +152,11 @@ def check_frame(who: Principal, frame: ClientFrame) -> None:
 def check_route(who: Principal, method: str, path: str) -> None:
     """Refuse a request that its sender may not make; raises NotAllowed, and KeyError for a route without a rule."""
     _check(who, ROUTES[method, path], f"{method} {path}")
+
+
+def check_scope(who: Principal, scope: str, what: str) -> None:
+    """Refuse what needs a scope beyond its route's; raises NotAllowed."""
+    _check(who, scope, what)
 
 
 def _check(who: Principal, scope: str, what: str) -> None:

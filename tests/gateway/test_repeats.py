@@ -1,0 +1,129 @@
+"""`Idempotency-Key`: carried out once, answered each time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import pytest_asyncio
+
+KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
+
+
+def key(name: str) -> dict[str, str]:
+    return {"idempotency-key": name}
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def session(http):
+    made = (await http.post("/v1/sessions", json={})).json()["session"]
+    yield made
+    await http.delete(f"/v1/sessions/{made}")
+
+
+async def items_of(http, session: str) -> list[str]:
+    return [one["text"] for one in (await http.get(f"/v1/memory?session={session}")).json()["data"]]
+
+
+async def test_the_same_again_is_answered_and_not_carried_out(http, session) -> None:
+    body = {"session": session, "items": [{"text": "I am allergic to nuts."}]}
+    first = await http.post("/v1/memory", json=body, headers=key("a"))
+    again = await http.post("/v1/memory", json=body, headers=key("a"))
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
+    assert (again.json(), again.headers["content-type"]) == (first.json(), first.headers["content-type"])
+    assert await items_of(http, session) == ["I am allergic to nuts."]
+    assert (await http.post("/v1/memory", json=body)).json()["accepted"] == 1  # without a key it is a second item
+
+
+async def test_the_same_key_with_another_request_is_refused(http, session) -> None:
+    body = {"session": session, "items": [{"text": "One."}]}
+    await http.post("/v1/memory", json=body, headers=key("b"))
+    for path, other in (("/v1/memory", body | {"items": [{"text": "Two."}]}), ("/v1/sessions", body)):
+        refused = await http.post(path, json=other, headers=key("b"))
+        problem = refused.json()
+        assert (refused.status_code, problem["code"], problem["retryable"]) == (422, "idempotency_key_reused", False)
+        assert problem["errors"][0]["pointer"] == "/headers/idempotency-key"
+
+
+async def test_a_request_under_way_holds_its_key(http, session, server, monkeypatch) -> None:
+    go, body = asyncio.Event(), {"session": session, "items": [{"text": "Slow."}]}
+    write = server.service.writer.write
+
+    async def slow(**given):
+        await go.wait()
+        return await write(**given)
+
+    monkeypatch.setattr(server.service.writer, "write", slow)
+    first = asyncio.create_task(http.post("/v1/memory", json=body, headers=key("c")))
+    await asyncio.sleep(0.1)
+    busy = await http.post("/v1/memory", json=body, headers=key("c"))
+    assert (busy.status_code, busy.json()["code"], busy.json()["retryable"]) == (409, "idempotency_key_in_use", True)
+    assert busy.headers["retry-after"] == "1"
+    go.set()
+    assert (await first).json()["accepted"] == 1
+    assert (await http.post("/v1/memory", json=body, headers=key("c"))).headers["idempotent-replayed"] == "true"
+
+
+async def test_what_fails_frees_its_key(http, session) -> None:
+    wrong = await http.post("/v1/memory", json={"session": session, "items": []}, headers=key("d"))
+    right = await http.post("/v1/memory", json={"session": session, "items": [{"text": "x"}]}, headers=key("d"))
+    assert (wrong.status_code, right.status_code) == (422, 200)
+
+
+async def test_a_try_whose_gateway_died_wrote_under_ids_that_the_next_try_finds(http, session, server) -> None:
+    body = {"session": session, "items": [{"text": "Once."}, {"text": "Twice."}]}
+    first = (await http.post("/v1/memory", json=body, headers=key("e"))).json()
+    journal = server.service.journal.answers
+    # as if the gateway had died after the commit and before it kept the answer, and the lease had ended
+    from qraf.storage import tables
+
+    with journal._write("forget") as connection:
+        connection.execute(tables.answers.delete())
+    again = (await http.post("/v1/memory", json=body, headers=key("e"))).json()
+    assert (first["accepted"], again["accepted"], again["duplicates"]) == (2, 0, 2)
+    named = [(await http.post("/v1/sessions", json={}, headers=key("f"))).json() for _ in range(2)]
+    with journal._write("forget") as connection:
+        connection.execute(tables.answers.delete())
+    named.append((await http.post("/v1/sessions", json={}, headers=key("f"))).json())
+    assert len({one["session"] for one in named}) == 1
+    assert [one["created"] for one in named] == [True, True, False]
+    states = [(await http.post("/v1/state", json={"named": "bell"}, headers=key("g"))) for _ in range(2)]
+    with journal._write("forget") as connection:
+        connection.execute(tables.answers.delete())
+    states.append(await http.post("/v1/state", json={"named": "bell"}, headers=key("g")))
+    assert len({one.json()["id"] for one in states}) == 1
+    assert [one.status_code for one in states] == [201, 201, 201]
+    assert states[1].headers["location"] == states[0].headers["location"]
+
+
+async def test_a_change_of_a_state_happens_once(http) -> None:
+    state = (await http.post("/v1/state", json={"named": "bell"})).json()["id"]
+    change = {"steps": [{"channel": "depolarizing", "p": 0.1, "subsystems": [0]}]}
+    views = [(await http.post(f"/v1/state/{state}/evolve", json=change, headers=key("h"))) for _ in range(3)]
+    assert [one.json()["version"] for one in views] == [2, 2, 2]
+    assert views[2].headers["etag"] == '"2"'
+
+
+async def test_a_job_is_started_once_and_a_plain_answer_is_not_kept(http) -> None:
+    order = {"op": "nearest", "matrices": [[1.25, 0.0], [0.0, -0.25]]}
+    jobs = [
+        await http.post("/v1/optimize", json=order, headers=key("i") | {"prefer": "respond-async"}) for _ in range(2)
+    ]
+    assert jobs[0].json()["id"] == jobs[1].json()["id"]
+    assert [one.status_code for one in jobs] == [202, 202]
+    plain = [await http.post("/v1/optimize", json=order, headers=key("j")) for _ in range(2)]
+    assert ["idempotent-replayed" in one.headers for one in plain] == [False, False]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "ä", "x" * 256])
+async def test_a_key_that_cannot_be_is_refused(http, session, name) -> None:
+    body = {"session": session, "items": [{"text": "x"}]}
+    refused = await http.post("/v1/memory", json=body, headers={"idempotency-key": name.encode("latin-1")})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/headers/idempotency-key")
+
+
+async def test_secrets_are_not_kept(http) -> None:
+    for path in ("/v1/keys", "/v1/ws-tickets"):
+        refused = await http.post(path, json={}, headers=KEY)
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
