@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,35 +58,61 @@ class Absorber(Protocol):
 class ByteBudget:
     """Room for the bytes of writes under way. Who comes first gets room first.
 
-    When it is full a write waits `wait_ms`, then it is refused; refused at once are writes larger than the whole, and
-    those behind `_MAX_WAITING` others.
+    When it is full a write waits, `wait_ms` at most, then it is refused; refused at once are writes larger than the
+    whole, and those that would wait behind `_MAX_WAITING` others or behind `max_queued_bytes`.
     """
 
-    def __init__(self, max_bytes: int, wait_ms: int) -> None:
-        self._max_bytes, self._wait_ms = max_bytes, wait_ms
+    def __init__(self, max_bytes: int, wait_ms: int, max_queued_bytes: int) -> None:
+        self._max_bytes, self._wait_ms, self._max_queued_bytes = max_bytes, wait_ms, max_queued_bytes
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.queued = self.queued_bytes = 0
         self.used = 0
         self.refused = 0
 
-    async def take(self, size: int) -> None:
-        """Wait for room. Cancel: safe, nothing is taken.
+    @property
+    def is_full(self) -> bool:
+        """Whether whoever comes now waits."""
+        return bool(self._waiting)
+
+    @contextlib.contextmanager
+    def line(self, size: int) -> Iterator[None]:
+        """Count a write that waits for its turn or for room.
 
         Raises:
-            LimitExceeded: there was none in time.
+            LimitExceeded: it is larger than the whole, or too much waits already.
         """
         if size > self._max_bytes:
             self.refused += 1
             raise LimitExceeded("max_write_bytes_in_flight", self._max_bytes, size)
+        if self.queued >= _MAX_WAITING or (self.queued and self.queued_bytes + size > self._max_queued_bytes):
+            self.refused += 1
+            got = self.queued_bytes + size
+            raise LimitExceeded("max_queued_write_bytes", self._max_queued_bytes, got, max(100, self._wait_ms))
+        self.queued += 1
+        self.queued_bytes += size
+        try:
+            yield
+        finally:
+            self.queued -= 1
+            self.queued_bytes -= size
+
+    async def take(self, size: int, until: float, when_queued: Callable[[], None] = lambda: None) -> None:
+        """Wait for room until a time of the loop; `when_queued` is called if it has to. Cancel: safe, nothing is taken.
+
+        Raises:
+            LimitExceeded: there was none in time.
+        """
         if not self._waiting and self.used + size <= self._max_bytes:
             self.used += size
             return
-        if len(self._waiting) >= _MAX_WAITING:
+        if until <= asyncio.get_running_loop().time():
             raise self._full(size)
+        when_queued()
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (size, room)
         self._waiting.append(entry)
         try:
-            async with asyncio.timeout(self._wait_ms / 1000):
+            async with asyncio.timeout_at(until):
                 await room
         except (TimeoutError, asyncio.CancelledError) as fault:
             if room.done() and not room.cancelled():

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -106,6 +106,7 @@ class Service:
             self.sessions,
             clock,
             self.meters,
+            lambda session, rank: self.configure_session(session, rank=rank),
         )
         self.enhancer = Enhancer(topology, self.recaller, self.writer, self._generator, clock, self.meters)
         self.responses = Responses(clock, settings.limits)
@@ -280,6 +281,7 @@ class Service:
             items=request.items,
             id=request.id,
             account=account,
+            when_queued=when_queued,
         )
         self.meters.write.observe(self.clock.monotonic() - started)
         if request.session is not None:
@@ -428,14 +430,18 @@ class Service:
         return await self.sessions.resume(session)
 
     async def configure_session(
-        self, session: str, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+        self,
+        session: str,
+        bits: int | UnsetType | None = UNSET,
+        budget_bytes: int | UnsetType | None = UNSET,
+        rank: int | UnsetType | None = UNSET,
     ) -> SessionRecord:
-        """Change the precision and the byte budget of a session's memory, and make the memory anew from the journal.
+        """Change precision, byte budget and rank of a session's memory, and make the memory anew from the journal.
 
         None: what the node says; what is unset stays. The old memory answers until the new one is there. A node that
         is down does it when it comes back.
         """
-        record, has_changed = await self.sessions.configure(session, bits, budget_bytes)
+        record, has_changed = await self.sessions.configure(session, bits, budget_bytes, rank)
         if has_changed:
             memory = session_memory(session)
             num_items = await asyncio.to_thread(self.journal.count, memory)

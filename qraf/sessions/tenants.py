@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -94,7 +94,7 @@ class TenantService:
         opened = await self.whole.open_session(request)
         return msgspec.structs.replace(opened, session=plain(opened.session))
 
-    async def write(self, request: Write) -> WriteDone:
+    async def write(self, request: Write, when_queued: Callable[[], None] = lambda: None) -> WriteDone:
         """As `Service.write`."""
         session, collection = self._session(request.session), self._collection(request.collection)
         request = msgspec.structs.replace(request, session=session, collection=collection)
@@ -168,10 +168,14 @@ class TenantService:
         return _plain(await self.whole.resume_session(self._named(session)))
 
     async def configure_session(
-        self, session: str, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+        self,
+        session: str,
+        bits: int | UnsetType | None = UNSET,
+        budget_bytes: int | UnsetType | None = UNSET,
+        rank: int | UnsetType | None = UNSET,
     ) -> SessionRecord:
         """As `Service.configure_session`."""
-        return _plain(await self.whole.configure_session(self._named(session), bits, budget_bytes))
+        return _plain(await self.whole.configure_session(self._named(session), bits, budget_bytes, rank))
 
     async def delete_session(self, session: str, dry_run: bool = False) -> ForgetReceipt:
         """As `Service.delete_session`."""

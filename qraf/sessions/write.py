@@ -36,7 +36,8 @@ class Writer:
     """Writes of a gateway: `start` before use, `close` after. Belongs to one event loop.
 
     Bytes under way are bounded by `max_write_bytes_in_flight`: a write waits `write_wait_ms` for room, its turn among
-    those of its memory included, then it is refused with the time to try again. What waits has a bound of its own. `patience_s` is how long a write waits for a node that is down.
+    those of its memory included, then it is refused with the time to try again. What waits has a bound of its own.
+    `patience_s` is how long a write waits for a node that is down.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Writer:
         self._limits, self._journal, self._runtime = limits, journal, runtime
         self._sessions, self._topology, self._clock = sessions, topology, clock
         self._patience_s, self._on_secret = patience_s, on_secret
-        self.budget = ByteBudget(limits.max_write_bytes_in_flight, limits.write_wait_ms)
+        self.budget = ByteBudget(limits.max_write_bytes_in_flight, limits.write_wait_ms, limits.max_queued_write_bytes)
         self._committer = Committer(journal, self._deliver)
         self._lanes = Lanes(runtime, patience_s)
         self._turns: dict[str, _Turn] = {}
@@ -90,12 +91,15 @@ class Writer:
         collection: str | None = None,
         items: Sequence[WireItem],
         id: str = "",
+        account: Account | None = None,
+        when_queued: Callable[[], None] = lambda: None,
     ) -> WriteDone:
         """Write items; durable and absorbed on return. Writes of one memory keep the order of their calls.
 
         An item that is wrong is among the rejected and the others are written. When a node stays down longer than the
         writer's patience, the items are durable, the answer has empty figures, and the node has them when it is back.
-        When a node refuses the items for good (no room), they are taken back and the refusal is raised.
+        When a node refuses the items for good (no room), they are taken back and the refusal is raised. `when_queued`
+        is called once if the write has to wait for room.
 
         Cancel: safe; a write that has begun to commit goes on. Twice: the same item ids change nothing.
 
@@ -115,23 +119,33 @@ class Writer:
         if len(items) > self._limits.max_items_per_write:
             raise LimitExceeded("max_items_per_write", self._limits.max_items_per_write, len(items))
         size = sum(map(_weight, items))
-        async with self._turn(memory):
-            if session is not None:
-                await self._sessions.writable(session)
-            await self.budget.take(size)
-            try:
-                drafted = await self._draft(session, collection, items, size)
-            except BaseException:
-                self.budget.give(size)
-                raise
-            batch = Batch(memory, session, drafted.drafts, asyncio.get_running_loop().create_future(), {})
-            task = asyncio.create_task(self._finish(id, batch, drafted, size), name=f"write {memory}")
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
-            if drafted.drafts:
-                self._committer.put(batch)
-            else:
-                batch.committed.set_result([])
+        if account is not None:
+            await account.write(size)
+        until = asyncio.get_running_loop().time() + self._limits.write_wait_ms / 1000
+        is_told = self.budget.is_full
+        with contextlib.ExitStack() as line:
+            line.enter_context(self.budget.line(size))
+            if is_told:
+                when_queued()
+            async with self._turn(memory):
+                if session is not None:
+                    await self._sessions.writable(session)
+                await self.budget.take(size, until, (lambda: None) if is_told else when_queued)
+                line.close()
+                try:
+                    drafted = await self._draft(session, collection, items, size)
+                except BaseException:
+                    self.budget.give(size)
+                    raise
+                batch = Batch(memory, session, drafted.drafts, asyncio.get_running_loop().create_future(), {})
+                batch.payer = None if account is None else account.payer
+                task = asyncio.create_task(self._finish(id, batch, drafted, size, account), name=f"write {memory}")
+                self._tasks.add(task)
+                task.add_done_callback(self._done)
+                if drafted.drafts:
+                    self._committer.put(batch)
+                else:
+                    batch.committed.set_result([])
         return await asyncio.shield(task)
 
     # ------------------------------------------------------------------------------------------------------- helpers
@@ -188,9 +202,7 @@ class Writer:
         self._absorbing[batch] = {node: self._lanes.put(node, batch.memory, items) for node, items in by_node.items()}
         self._sessions.note_speakers(batch.memory, (draft.speaker for draft in batch.drafts))
 
-    async def _finish(
-        self, id: str, batch: Batch, drafted: Drafted, size: int, account: Account | None
-    ) -> WriteDone:
+    async def _finish(self, id: str, batch: Batch, drafted: Drafted, size: int, account: Account | None) -> WriteDone:
         try:
             try:
                 answer = await batch.committed

@@ -365,32 +365,51 @@ async def test_a_journal_that_fails_is_told_and_nothing_is_absorbed(network, run
 
 
 # -------------------------------------------------------------------------------------------------------------- budget
+def soon() -> float:
+    return asyncio.get_running_loop().time() + 5
+
+
 async def test_room_goes_to_who_came_first():
-    budget = ByteBudget(10, wait_ms=5000)
-    await budget.take(8)
-    order = []
+    budget = ByteBudget(10, wait_ms=5000, max_queued_bytes=100)
+    await budget.take(8, soon())
+    order, waits = [], []
 
     async def take(name: str, size: int) -> None:
-        await budget.take(size)
+        await budget.take(size, soon(), lambda: waits.append(name))
         order.append(name)
 
     large, small = asyncio.create_task(take("large", 9)), asyncio.create_task(take("small", 1))
     await settled()
     assert order == []  # the small one would fit, but does not overtake
+    assert (waits, budget.is_full) == (["large", "small"], True)
     budget.give(8)
     await asyncio.gather(large, small)
     assert (order, budget.used) == (["large", "small"], 10)
 
 
 async def test_who_gives_up_waiting_lets_the_next_one_in():
-    budget = ByteBudget(10, wait_ms=5000)
-    await budget.take(8)
-    large, small = asyncio.create_task(budget.take(9)), asyncio.create_task(budget.take(2))
+    budget = ByteBudget(10, wait_ms=5000, max_queued_bytes=100)
+    await budget.take(8, soon())
+    large, small = asyncio.create_task(budget.take(9, soon())), asyncio.create_task(budget.take(2, soon()))
     await settled()
     large.cancel()
     await asyncio.gather(large, return_exceptions=True)
     await small
     assert budget.used == 10
+
+
+async def test_who_is_too_late_is_refused_and_what_waits_is_bounded():
+    budget = ByteBudget(10, wait_ms=250, max_queued_bytes=12)
+    await budget.take(8, soon())
+    with pytest.raises(LimitExceeded) as late:
+        await budget.take(9, asyncio.get_running_loop().time())
+    assert late.value.retry_after_ms == 250
+    with budget.line(9):
+        with pytest.raises(LimitExceeded, match="max_queued_write_bytes"), budget.line(4):
+            pass
+        with budget.line(3):
+            assert (budget.queued, budget.queued_bytes) == (2, 12)
+    assert (budget.queued, budget.queued_bytes) == (0, 0)
 
 
 # ---------------------------------------------------------------------------------------------------- with real nodes
