@@ -39,6 +39,8 @@ __all__ = [
     "NodeView",
     "Ping",
     "Pong",
+    "RateLimit",
+    "RateLimits",
     "Recall",
     "RecallDone",
     "Rejected",
@@ -60,6 +62,7 @@ __all__ = [
     "Unwatch",
     "Usage",
     "UsageFrame",
+    "UsageToday",
     "Watch",
     "Welcome",
     "WireItem",
@@ -329,6 +332,19 @@ class Resumed(_OutPart, frozen=True, kw_only=True):
     epoch: str = ""
 
 
+class RateLimit(_OutPart, frozen=True, kw_only=True):
+    """How a rate stands: of `limit` in `window_s` seconds `remaining` are left, and more in `reset_ms`.
+
+    `policy`: `key.` or `tenant.`, whichever has less left, and `frames`, `write_bytes` or `tokens`.
+    """
+
+    policy: str
+    limit: int
+    remaining: int
+    window_s: int
+    reset_ms: int = 0
+
+
 class Welcome(_Out, tag="welcome", frozen=True, kw_only=True):
     """The answer to `hello`."""
 
@@ -340,6 +356,7 @@ class Welcome(_Out, tag="welcome", frozen=True, kw_only=True):
     topology: str = ""
     resumed: tuple[Resumed, ...] = ()
     auth_expires_at: str | None = None
+    rate_limits: tuple[RateLimit, ...] = ()
 
 
 class Ack(_Out, tag="ack", frozen=True, kw_only=True):
@@ -609,14 +626,36 @@ class Metrics(_Stamped, tag="metrics", frozen=True, kw_only=True):
     skipped: int = 0
 
 
+class UsageToday(_OutPart, frozen=True, kw_only=True):
+    """What the key of this connection has used on this day (UTC), over all gateways, and what it holds."""
+
+    day: str
+    requests: int = 0
+    frames: int = 0
+    items: int = 0
+    bytes: int = 0
+    responses: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    held_items: int = 0
+    held_bytes: int = 0
+
+
 class UsageFrame(_Stamped, tag="usage", frozen=True, kw_only=True):
-    """Counts since the connection opened."""
+    """Counts since the connection opened, and those of the key's day."""
 
     written_items: int = 0
     recalls: int = 0
     responses: int = 0
     tokens: int = 0
     skipped: int = 0
+    today: UsageToday | None = None
+
+
+class RateLimits(_Out, tag="rate_limits", frozen=True, kw_only=True):
+    """Little is left of a rate: how all of them stand. Once a second at most, while it is so."""
+
+    limits: tuple[RateLimit, ...]
 
 
 class ErrorFrame(_Out, tag="error", frozen=True, kw_only=True):
@@ -661,6 +700,7 @@ ServerFrame = (
     | NetworkDelta
     | Metrics
     | UsageFrame
+    | RateLimits
     | ErrorFrame
     | Pong
     | Goodbye

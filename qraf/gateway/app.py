@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 
 from qraf.errors import QrafError
-from qraf.gateway.bodies import Gate, enter, failure
+from qraf.gateway.bodies import Gate, enter, failure, note_limit
 from qraf.gateway.door import Door
 from qraf.gateway.metrics import GatewayMeters
 from qraf.gateway.openapi import serve_document
@@ -77,4 +77,6 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
+    if isinstance(error, QrafError):
+        note_limit(request, error)
     return failure(error, request)

@@ -18,7 +18,8 @@ from qraf.gateway.commands import check_command
 from qraf.gateway.metrics import GatewayMeters
 from qraf.gateway.problems import PROBLEM_JSON, decoding_fault, http_problem, not_finite, problem, problem_of_body
 from qraf.gateway.security.authority import Authority
-from qraf.gateway.security.guard import PUBLIC, ROUTES, check_frame, check_route
+from qraf.gateway.security.guard import PUBLIC, ROUTES, check_frame, check_route, methods_of
+from qraf.gateway.security.limits import LIMIT_CODES, account_of
 from qraf.gateway.security.principal import ANONYMOUS, Principal
 from qraf.gateway.sockets import Sockets
 from qraf.gateway.values import check_number
@@ -35,6 +36,7 @@ __all__ = [
     "enter",
     "failure",
     "gate",
+    "note_limit",
     "principal",
     "query",
     "read",
@@ -71,7 +73,8 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def gate(request: Request) -> Gate:
     """The gate of the application that serves this request, for its tenant."""
     found: Gate = request.app.state.gate
-    return replace(found, service=TenantService(found.service.whole, principal(request).tenant))
+    account = request.scope["state"].get("account")
+    return replace(found, service=TenantService(found.service.whole, principal(request).tenant, account))
 
 
 def principal(request: Request) -> Principal:
@@ -85,6 +88,7 @@ async def enter(request: Request) -> None:
 
     Raises:
         NotAuthenticated: no credential, or a wrong one. NotAllowed: its role may not. StorageFailed: who knows.
+        RateExceeded: too many requests.
         NotReady: the server starts, or it stops and this would start something new.
     """
     gateway: Gate = request.app.state.gate
@@ -97,6 +101,10 @@ async def enter(request: Request) -> None:
             if ROUTES[method, path] != PUBLIC:
                 raise
             who = ANONYMOUS
+        if ROUTES[method, path] != PUBLIC:  # probes are always answered
+            request.scope["state"]["principal"] = who
+            account = request.scope["state"]["account"] = account_of(gateway.service.whole.accounts, who)
+            await account.request()
         check_route(who, method, path)
     except (NotAuthenticated, NotAllowed) as error:
         refused(request, who, f"{method} {path}", error)
@@ -109,10 +117,16 @@ async def enter(request: Request) -> None:
         raise NotReady(state)
 
 
-def refused(request: Request, who: Principal | None, action: str, error: QrafError) -> None:
+def refused(request: Request, who: Principal | None, action: str, error: QrafError | ErrorBody) -> None:
     """Note in the audit log that somebody was kept from something."""
     gateway: Gate = request.app.state.gate
     gateway.authority.audit.refused(who, action, error, address=address(request), request=request_id(request))
+
+
+def note_limit(request: Request, error: QrafError | ErrorBody | None) -> None:
+    """Note in the audit log what a rate or a quota refused; nothing else."""
+    if error is not None and error.code in LIMIT_CODES and "route" in request.scope:
+        refused(request, principal(request), f"{request.method} {_template(request)}", error)
 
 
 def _template(request: Request) -> str:
@@ -215,6 +229,8 @@ def failure(error: Exception | ErrorBody, request: Request) -> Response:
         code = _HTTP_CODES.get(error.status_code, "http")
         document = http_problem(error.status_code, code, _http_detail(error, request), request_id(request))
         headers |= error.headers or {}
+        if error.status_code == 405:  # the framework names the methods of one of the routes with this path
+            headers = {"Allow": ", ".join(methods_of(request.url.path))}
     else:
         assert isinstance(error, QrafError)
         document = problem(error, request_id(request))

@@ -24,6 +24,7 @@ from qraf.gateway.metrics import GatewayMeters
 from qraf.gateway.problems import PROBLEM_JSON, problem
 from qraf.gateway.security.authority import Authority
 from qraf.gateway.security.keys import FRESH_S
+from qraf.gateway.security.limits import rate_headers
 from qraf.gateway.security.principal import Principal
 from qraf.gateway.stream import Receive, Send
 from qraf.settings import GatewaySettings
@@ -67,6 +68,8 @@ class Door:
             if event["type"] == "http.response.start":
                 is_started, status = True, event["status"]
                 event["headers"] = [*event.get("headers", ()), (b"x-request-id", request.encode())]
+                if (account := scope["state"].get("account")) is not None:
+                    event["headers"] += rate_headers(account)
                 self._meters.requests.labels(str(event["status"])).inc()
             await send(event)
 

@@ -21,6 +21,8 @@ from qraf.errors import (
     NotAuthenticated,
     ProtocolError,
     QrafError,
+    QuotaExceeded,
+    RateExceeded,
 )
 from qraf.frames import ClientFrame, ErrorBody, ErrorFrame, Hello, ServerFrame
 from qraf.gateway.commands import MAX_ID, check_command
@@ -61,6 +63,7 @@ class Close:
     NO_PROTOCOL = 4406
     HELLO_TIMEOUT = 4408
     TOO_LARGE = 4413
+    LIMITED = 4429
 
 
 CLOSE_CODES = {
@@ -77,6 +80,7 @@ CLOSE_CODES = {
     Close.NO_PROTOCOL: "no common subprotocol",
     Close.HELLO_TIMEOUT: "no `hello` in time",
     Close.TOO_LARGE: "a frame over `max_frame_bytes`",
+    Close.LIMITED: "too many sockets of a key or tenant, or a client that goes on though a rate or a quota refuses it",
 }
 """Every close code that this version sends, and why."""
 
@@ -90,6 +94,8 @@ def close_of(error: QrafError) -> int:
             return Close.NOT_AUTHENTICATED
         case NotAllowed():
             return Close.FORBIDDEN
+        case RateExceeded() | QuotaExceeded():
+            return Close.LIMITED
         case ProtocolError(close=int(code)):
             return code
     return Close.OVERLOAD if error.retryable else Close.INTERNAL

@@ -115,7 +115,8 @@ async def gather(reader: Reader, receive: Receive) -> dict[str, Any] | ErrorBody
                 case ResponseEvidence():
                     document["evidence"], document["coverage"] = frame.items, frame.coverage
                 case ResponseDone():
-                    document["state"], error = frame.state, frame.error
+                    # one that is incomplete has its text, and says why in its `error`
+                    document["state"], error = frame.state, frame.error if frame.status == "failed" else None
         return {**response.snapshot(), **document} if error is None else error
     finally:
         watch.cancel()

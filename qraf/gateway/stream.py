@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from qraf.frames import (
     Cancel,
     ClientFrame,
     Enhance,
+    ErrorBody,
     ErrorFrame,
     Goodbye,
     Hello,
@@ -59,6 +61,7 @@ from qraf.gateway.problems import error_body
 from qraf.gateway.protocol import Close, Connection, Refusal, close_of
 from qraf.gateway.security.authority import Authority
 from qraf.gateway.security.guard import check_frame
+from qraf.gateway.security.limits import LIMIT_CODES, Visit, account_of
 from qraf.gateway.security.principal import ANONYMOUS, Principal
 from qraf.gateway.watches import Usage, Watched, topic_for
 from qraf.sessions.response import Reader, Response
@@ -108,6 +111,7 @@ class Stream:
         """Who is at the other end, once that is known."""
         self._fault = who if isinstance(who, QrafError) else None
         self._authority, self._address = authority, address
+        self._visit: Visit | None = None
         self._coalesce_s = 0.0
         self._usage = Usage()
         self._readers: set[Reader] = set()
@@ -154,6 +158,8 @@ class Stream:
             timer.cancel()
             for reader in tuple(self._readers):
                 reader.detach()
+            if self._visit is not None:
+                self._visit.leave()
 
     @property
     def is_busy(self) -> bool:
@@ -227,7 +233,11 @@ class Stream:
         self._connection.settle(id)
         self._send(frame)
 
-    def _fail(self, id: str, error: BaseException) -> None:
+    def _fail(self, id: str, error: BaseException, what: str = "command") -> None:
+        if isinstance(error, QrafError) and error.code in LIMIT_CODES:
+            self._audit(error, what)
+            if self._visit is not None and self._visit.is_too_much(error, time.monotonic()):
+                self.end(Close.LIMITED, f"goes on though it is refused: {error}")
         if not isinstance(error, QrafError):
             log.error("%s: a command failed", self.id, exc_info=error)
         self._answer(id, ErrorFrame(id=id, error=error_body(error)))
@@ -261,7 +271,8 @@ class Stream:
                 if not await self._may(command):
                     return
                 if not isinstance(command, Hello):
-                    self._start(command)
+                    if await self._is_in_rate(command):
+                        self._start(command)
                 elif not await self._greet(command):
                     return
 
@@ -276,6 +287,21 @@ class Stream:
             return False
         return True
 
+    async def _is_in_rate(self, command: ClientFrame) -> bool:
+        """Whether it does not come too soon; where it does, it is told so, and a client that goes on is let go."""
+        visit = self._visit
+        if visit is None:
+            return True
+        try:
+            await visit.account.frame()
+        except QrafError as error:
+            self._fail(command.id, error, str(command.__struct_config__.tag))
+            return False
+        finally:
+            if (warning := visit.warning(time.monotonic())) is not None:
+                self._send(warning)
+        return True
+
     async def _identify(self, hello: Hello) -> None:
         if hello.auth is not None:
             who = await self._authority.of_credential(hello.auth)
@@ -284,7 +310,9 @@ class Stream:
             self.who = who
         if self.who is None:
             raise NotAuthenticated()
-        self._service = TenantService(self._service.whole, self.who.tenant)
+        self._visit = Visit(account_of(self._service.whole.accounts, self.who))
+        self._service = TenantService(self._service.whole, self.who.tenant, self._visit.account)
+        self._visit.enter()
 
     async def _refresh(self, command: AuthRefresh) -> None:
         try:
@@ -310,8 +338,8 @@ class Stream:
         self._send(ErrorFrame(id=id, error=error_body(error)))
         self.end(close_of(error), str(error))
 
-    def _audit(self, error: QrafError, what: str) -> None:
-        if isinstance(error, NotAuthenticated | NotAllowed):
+    def _audit(self, error: QrafError | ErrorBody, what: str) -> None:
+        if isinstance(error, NotAuthenticated | NotAllowed) or error.code in LIMIT_CODES:
             self._authority.audit.refused(self.who, f"WS {what}", error, address=self._address, request=self.id)
 
     def _start(self, command: ClientFrame) -> None:
@@ -339,7 +367,7 @@ class Stream:
                         self._opening.add(task)
                         task.add_done_callback(self._opening.discard)
         except Exception as error:
-            self._fail(command.id, error)
+            self._fail(command.id, error, str(command.__struct_config__.tag))
 
     def _check_ready(self) -> None:
         state = self._service.whole.state
@@ -393,7 +421,7 @@ class Stream:
                     await self._enhance(command)
                     self._connection.settle(command.id)
         except Exception as error:
-            self._fail(command.id, error)
+            self._fail(command.id, error, str(command.__struct_config__.tag))
         finally:
             if isinstance(command, Write):
                 self._writes -= 1
@@ -418,6 +446,10 @@ class Stream:
             raise InvalidRequest("is that of a response that streams on this connection already", "/key")
         self._usage.responses += 1
         await self._read_on(response.attach(), command.id)
+
+    def _note_limit(self, response: Response) -> None:
+        if response.error is not None and response.error.code in LIMIT_CODES:
+            self._audit(response.error, "enhance")
 
     async def _read_on(self, reader: Reader, id: str = "") -> None:
         """Send what a response emits; `id` is the command that asked for it on this connection."""
@@ -601,6 +633,7 @@ class Stream:
             server=ServerInfo(version=service.version),
             heartbeat_ms=service.settings.gateway.heartbeat_ms,
             auth_expires_at=_expiry(self.who),
+            rate_limits=() if self._visit is None else self._visit.rates(),
             limits=Limits(**{name: getattr(limits, name) for name in Limits.__struct_fields__}),
             topology=service.topology.name,
         )

@@ -13,6 +13,7 @@ import msgspec
 
 from qraf.clock import Clock
 from qraf.errors import QrafError
+from qraf.frames import ErrorBody
 from qraf.gateway.security.principal import Principal
 from qraf.storage.keys import AuditRecord, KeyTable
 
@@ -35,11 +36,18 @@ class Audit:
         self._task: asyncio.Task[None] | None = None
 
     def refused(
-        self, who: Principal | None, action: str, error: QrafError, *, address: str = "", request: str = ""
+        self,
+        who: Principal | None,
+        action: str,
+        error: QrafError | ErrorBody,
+        *,
+        address: str = "",
+        request: str = "",
     ) -> None:
         """Somebody was kept from something; written a moment later."""
         tenant, subject = ("", "") if who is None else (who.tenant, who.subject)
-        what = (tenant, subject, action[:128], "", error.code, str(error)[:512], address[:64])
+        said = error.detail if isinstance(error, ErrorBody) else str(error)
+        what = (tenant, subject, action[:128], "", error.code, said[:512], address[:64])
         self._add(what if what in self._waiting or len(self._waiting) < _MAX_LINES else _MORE, request)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._flush_later(), name="audit")
