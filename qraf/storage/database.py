@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from qraf.errors import NotAvailable, StorageFailed
+from qraf.errors import NotAvailable, QrafError, StorageFailed
 from qraf.storage import sqlite
 from qraf.storage.tables import REVISION
 
@@ -34,7 +34,7 @@ def faults(what: str) -> Iterator[None]:
     except PoolTimeout as fault:
         raise StorageFailed(what, "all connections to the database are in use", RETRY_MS) from fault
     except (SQLAlchemyError, sqlite3.Error, OSError) as fault:
-        if isinstance(fault, StorageFailed):
+        if isinstance(fault, QrafError):  # some of ours are OSErrors too
             raise
         raise StorageFailed(what, str(fault) or type(fault).__name__) from fault
 
