@@ -10,7 +10,18 @@ from qraf.frames import ClientFrame, Enhance, Hello, Watch
 from qraf.gateway.security.principal import Principal
 from qraf.state_frames import StateCommand
 
-__all__ = ["FRAMES", "ORDERS", "PUBLIC", "ROUTES", "TOPICS", "check_frame", "check_route", "methods_of", "needed"]
+__all__ = [
+    "FRAMES",
+    "ORDERS",
+    "PUBLIC",
+    "ROUTES",
+    "TOPICS",
+    "check_frame",
+    "check_route",
+    "check_scope",
+    "methods_of",
+    "needed",
+]
 
 PUBLIC = ""
 """In place of a scope: for everybody, without a credential."""
