@@ -175,12 +175,18 @@ class Recompress(_Part, frozen=True, kw_only=True, tag_field="op", tag="recompre
     """What the sketch of a memory would be with at most `rank` directions; the memory itself stays as it is.
 
     Exactly one of `session`, `collection` and `sketches` (packets, base64 in JSON). `form: bytes` returns the packets.
+
+    `apply`: give the memory of `session` this rank, smaller or larger, until it is changed again; its sketch is made
+    anew from the items, and the answer compares it with the one of before. `after`: packets of the same streams as
+    `sketches`, which are compared instead of being made.
     """
 
     rank: int
     session: str | None = None
     collection: str | None = None
     sketches: tuple[bytes, ...] | None = None
+    after: tuple[bytes, ...] | None = None
+    apply: bool = False
     form: Literal["bytes", "none"] = "none"
 
 
@@ -233,7 +239,7 @@ class Truncated(_Answer, frozen=True, kw_only=True, tag="truncated"):
 
 
 class Recompression(_Out, frozen=True, kw_only=True):
-    """One sketch before and after. `moved` is the trace distance between the two.
+    """One sketch before and after. `moved` is the trace distance between the two; `applied`: the memory has it now.
 
     `loss_before` and `loss_after` bound the trace distance from the stream's true state. `node` holds the memory.
     """
@@ -250,6 +256,7 @@ class Recompression(_Out, frozen=True, kw_only=True):
     bytes_before: int
     bytes_after: int
     packet: bytes | None = None
+    applied: bool = False
 
 
 class Recompressed(_Answer, frozen=True, kw_only=True, tag="recompressed"):

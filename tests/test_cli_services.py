@@ -101,6 +101,8 @@ def test_a_session_is_weighed_at_a_smaller_rank(url: str) -> None:
     told = json.loads(call("optimize", "recompress", "-s", "weighed", "--rank", "1", "--json", url=url).output)
     assert told["results"][0]["rank"] == 1
     assert "3 > 1" in call("optimize", "recompress", "-s", "weighed", "--rank", "1", url=url).output
+    assert "3 > 2" in call("optimize", "recompress", "-s", "weighed", "--rank", "2", "--apply", url=url).output
+    assert "2 > 1" in call("optimize", "recompress", "-s", "weighed", "--rank", "1", url=url).output
 
 
 def test_operations_are_followed_and_cancelled(url: str) -> None:

@@ -171,7 +171,7 @@ class Node:
             return ForgetReceipt(memory=memory, forgotten=max(0, forgotten), before=before, after=after)
 
     def recode(self, memory: str) -> Figures:
-        """Make a memory anew from the journal with the bits and the budget that its session has now.
+        """Make a memory anew from the journal with the bits, the budget and the rank that its session has now.
 
         The old one answers meanwhile. What is stored at the same precision or a higher one is read; going above it
         means to encode the texts again.
@@ -206,7 +206,7 @@ class Node:
         """What the memory's state measures; an unknown memory is an empty one."""
         held = self._open(memory, create=False) if self._holds(memory) else None
         if held is None:
-            bits, budget_bytes = self._choices(memory) if self._holds(memory) else (self.spec.bits, None)
+            bits, budget_bytes, _ = self._choices(memory) if self._holds(memory) else (self.spec.bits, None, 0)
             return Figures(bits=bits, budget_bytes=budget_bytes)
         with held.lock:
             return self._figures(held)
@@ -367,20 +367,21 @@ class Node:
                     return None
                 return held
 
-    def _choices(self, memory: str) -> tuple[int, int | None]:
-        """The bits and the budget of a memory: the session's own, else the node's."""
-        bits, budget_bytes = self._stored.choices(memory)
-        return bits or self.spec.bits, budget_bytes or self.spec.budget_bytes
+    def _choices(self, memory: str) -> tuple[int, int | None, int]:
+        """The bits, the budget and the sketch's rank of a memory: the session's own, else the node's."""
+        spec = self.spec
+        bits, budget_bytes, rank = self._stored.choices(memory)
+        return bits or spec.bits, budget_bytes or spec.budget_bytes, rank or spec.rank
 
     def _new_memory(self, memory: str, *, is_bounded: bool = True) -> Memory:
         spec = self.spec
-        bits, max_bytes = self._choices(memory)
+        bits, max_bytes, rank = self._choices(memory)
         return Memory(
             memory,
             self._encode.dim,
             spec.recall,
             bits=bits,
-            rank=spec.rank,
+            rank=rank,
             half_life_s=spec.half_life_s,
             clock=self._clock,
             max_bytes=max_bytes if is_bounded else None,
@@ -500,7 +501,10 @@ class Node:
         held = self._held.get(memory)
         known = held.memory.seqs if held is not None else ()
         num_new = sum(item.seq not in known for item in items)
-        bits, budget_bytes = self._choices(memory) if held is None else (held.memory.bits, held.memory.max_bytes)
+        if held is None:
+            bits, budget_bytes, _ = self._choices(memory)
+        else:
+            bits, budget_bytes = held.memory.bits, held.memory.max_bytes
         need = num_new * (code_bytes(self._encode.dim, bits) + _ITEM_OVERHEAD_BYTES)
         if budget_bytes is not None:
             need = min(need, max(0, budget_bytes - (held.bytes if held is not None else 0)))

@@ -42,11 +42,11 @@ class Stored:
         """What codes of so many bits are named: all that decides what their bytes mean."""
         return f"{self._encode.name}/{_NAMES[bits]}"
 
-    def choices(self, memory: str) -> tuple[int | None, int | None]:
-        """The bits and the byte budget that a session has of its own; None where the node decides."""
+    def choices(self, memory: str) -> tuple[int | None, int | None, int | None]:
+        """Bits, byte budget and rank of the sketch that a session has of its own; None where the node decides."""
         kind, _, name = memory.partition("/")
         record = self._journal.get_session(name) if kind == "s" else None
-        return (None, None) if record is None else (record.bits, record.budget_bytes)
+        return (None, None, None) if record is None else (record.bits, record.budget_bytes, record.rank)
 
     def stopped(self) -> tuple[str, ...]:
         """Memories that this process found not to open."""

@@ -107,15 +107,17 @@ def recompress(
     rank: Annotated[int, typer.Option(help="At most so many directions.", metavar="N")],
     session: Annotated[str | None, typer.Option("--session", "-s", help="The session.", metavar="NAME")] = None,
     collection: Annotated[str | None, typer.Option("--collection", "-c", metavar="NAME")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Change the session's memory, for good.")] = False,
     url: Url = _URL,
     as_json: Json = False,
 ) -> None:
-    """What the sketch of a memory would be at a smaller rank; the memory stays as it is."""
+    """What the sketch of a memory would be at another rank; with --apply a session's memory gets it."""
     if (session is None) == (collection is None):
         raise typer.BadParameter("give --session or --collection")
     from qraf.cli.service_calls import recompress_command
 
-    run(recompress_command(url, {"rank": rank, "session": session, "collection": collection}, as_json), as_json)
+    given = {"rank": rank, "session": session, "collection": collection, "apply": apply}
+    run(recompress_command(url, given, as_json), as_json)
 
 
 @correct_app.command()

@@ -179,14 +179,19 @@ class Client(ServiceCalls):
         return await self._connection.request(frame, SessionOpened)
 
     async def configure_session(
-        self, session: str, *, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+        self,
+        session: str,
+        *,
+        bits: int | UnsetType | None = UNSET,
+        budget_bytes: int | UnsetType | None = UNSET,
+        rank: int | UnsetType | None = UNSET,
     ) -> Json:
-        """Change the bits (32, 8, 4, 2, 1) and the byte budget of a session's memory; the session with its figures.
+        """Change bits (32, 8, 4, 2, 1), byte budget and rank of a session's memory; the session with its figures.
 
         None: as its node says; what is left out stays. Below what is stored the codes are used, above it the texts are
         encoded again, some milliseconds each; the memory answers meanwhile.
         """
-        return await self.sessions.configure(session, bits=bits, budget_bytes=budget_bytes)
+        return await self.sessions.configure(session, bits=bits, budget_bytes=budget_bytes, rank=rank)
 
     async def write(
         self,

@@ -133,10 +133,15 @@ class SessionsApi:
         return await self._rest.call("GET", f"/v1/sessions/{quote(session, safe='')}")
 
     async def configure(
-        self, session: str, *, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+        self,
+        session: str,
+        *,
+        bits: int | UnsetType | None = UNSET,
+        budget_bytes: int | UnsetType | None = UNSET,
+        rank: int | UnsetType | None = UNSET,
     ) -> Json:
-        """Change the bits (32, 8, 4, 2, 1) and the byte budget of a session's memory; None: as its node says."""
-        change = {"bits": bits, "budget_bytes": budget_bytes}
+        """Change bits (32, 8, 4, 2, 1), byte budget and rank of a session's memory; None: as its node says."""
+        change = {"bits": bits, "budget_bytes": budget_bytes, "rank": rank}
         body: Json = {name: value for name, value in change.items() if value is not UNSET}
         return await self._rest.call("PATCH", f"/v1/sessions/{quote(session, safe='')}", body=body)
 

@@ -193,11 +193,13 @@ class ServiceCalls:
         session: str | None = None,
         collection: str | None = None,
         sketches: Sequence[bytes] | None = None,
+        apply: bool = False,
         packets: bool = False,
         progress: Progress | None = None,
     ) -> Recompressed:
-        """What the sketch of a memory would be with at most `rank` directions; the memory stays as it is."""
-        given = {"rank": rank, "session": session, "collection": collection, "sketches": sketches}
+        """What the sketch of a memory would be with at most `rank` directions; with `apply` a session's becomes so."""
+        given: Json = {"rank": rank, "session": session, "collection": collection, "sketches": sketches}
+        given |= {"apply": True} if apply else {}
         form = {"form": "bytes" if packets else "none"}
         return await self._ask("/v1/optimize", {"op": "recompress", **given, **form}, Recompressed, progress)
 

@@ -131,10 +131,15 @@ class SyncClient(SyncServiceCalls):
         )
 
     def configure_session(
-        self, session: str, *, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+        self,
+        session: str,
+        *,
+        bits: int | UnsetType | None = UNSET,
+        budget_bytes: int | UnsetType | None = UNSET,
+        rank: int | UnsetType | None = UNSET,
     ) -> Json:
         """Change the bits and the byte budget of a session's memory; None: as its node says."""
-        return self._loop.call(self._client.configure_session(session, bits=bits, budget_bytes=budget_bytes))
+        return self._loop.call(self._client.configure_session(session, bits=bits, budget_bytes=budget_bytes, rank=rank))
 
     def write(
         self,

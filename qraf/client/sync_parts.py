@@ -184,10 +184,15 @@ class SyncSessionsApi:
         return self._loop.call(self._api.get(session))
 
     def configure(
-        self, session: str, *, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+        self,
+        session: str,
+        *,
+        bits: int | UnsetType | None = UNSET,
+        budget_bytes: int | UnsetType | None = UNSET,
+        rank: int | UnsetType | None = UNSET,
     ) -> Json:
         """Change the bits and the byte budget of a session's memory; None: as its node says."""
-        return self._loop.call(self._api.configure(session, bits=bits, budget_bytes=budget_bytes))
+        return self._loop.call(self._api.configure(session, bits=bits, budget_bytes=budget_bytes, rank=rank))
 
     def pause(self, session: str) -> Json:
         """Refuse writes and prompts until `resume`."""

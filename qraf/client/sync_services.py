@@ -123,13 +123,20 @@ class SyncServiceCalls:
         session: str | None = None,
         collection: str | None = None,
         sketches: Sequence[bytes] | None = None,
+        apply: bool = False,
         packets: bool = False,
         progress: Progress | None = None,
     ) -> Recompressed:
-        """What the sketch of a memory would be with at most `rank` directions; the memory stays as it is."""
+        """What the sketch of a memory would be with at most `rank` directions; with `apply` a session's becomes so."""
         return self._loop.call(
             self._client.recompress(
-                rank, session=session, collection=collection, sketches=sketches, packets=packets, progress=progress
+                rank,
+                session=session,
+                collection=collection,
+                sketches=sketches,
+                apply=apply,
+                packets=packets,
+                progress=progress,
             )
         )
 

@@ -84,12 +84,21 @@ def recompress(order: Recompress, nodes: Sequence[str] = ()) -> Recompressed:
         raise InvalidRequest(f"must be at least 1, but is {order.rank}", "/rank")
     if not order.sketches:
         raise InvalidRequest("must hold at least one sketch", "/sketches")
+    if order.after is not None and len(order.after) != len(order.sketches):
+        raise InvalidRequest(f"must be {len(order.sketches)}, one for each of `sketches`", "/after")
     results = []
     for index, packet in enumerate(order.sketches):
         with at(f"/sketches/{index}"):
             sketch = Sketch.from_bytes(packet)
+        if order.after is None:
+            smaller = recompress_sketch(sketch, min(order.rank, sketch.dim))
+        else:
+            with at(f"/after/{index}"):
+                smaller = Sketch.from_bytes(order.after[index])
+            if smaller.dim != sketch.dim:
+                raise InvalidRequest(f"must have dimension {sketch.dim}, but has {smaller.dim}", f"/after/{index}")
         node = nodes[index] if index < len(nodes) else ""
-        results.append(_recompressed(sketch, packet, order, node))
+        results.append(_recompressed(sketch, smaller, packet, order, node))
     return Recompressed(results=tuple(results))
 
 
@@ -167,8 +176,7 @@ def _truncated(factors: Tensor, order: Truncate) -> list[TruncatedState]:
     return results
 
 
-def _recompressed(sketch: Sketch, packet: bytes, order: Recompress, node: str) -> Recompression:
-    smaller = recompress_sketch(sketch, min(order.rank, sketch.dim))
+def _recompressed(sketch: Sketch, smaller: Sketch, packet: bytes, order: Recompress, node: str) -> Recompression:
     before, after = sketch.state_factor(), smaller.state_factor()
     moved = float(trace_distance_factor(before, after)) if len(before) and len(after) else 0.0
     packed = smaller.to_bytes()
@@ -185,6 +193,7 @@ def _recompressed(sketch: Sketch, packet: bytes, order: Recompress, node: str) -
         bytes_before=len(packet),
         bytes_after=len(packed),
         packet=packed if order.form == "bytes" else None,
+        applied=order.apply,
     )
 
 

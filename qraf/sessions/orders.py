@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -54,9 +55,11 @@ class Orders:
         sessions: Sessions,
         clock: Clock,
         meters: Meters,
+        set_rank: Callable[[str, int], Awaitable[object]],
     ) -> None:
         self._settings, self._services, self._runtime = settings, services, runtime
         self._journal, self._topology, self._sessions, self._meters = journal, topology, sessions, meters
+        self._set_rank = set_rank
         most = max((spec.max_replicas for spec in topology.services), default=1)
         self.operations = Operations(
             clock,
@@ -158,6 +161,7 @@ class Orders:
         return msgspec.structs.replace(order, states=tuple(filled)), ()
 
     async def _packets(self, wanted: Sequence[str]) -> dict[str, StateRecord]:
+        """What the journal has of these states, within the bound on open jobs."""
         sizes = await asyncio.to_thread(self._journal.states.sizes, wanted)
         most, total = self._settings.max_operation_bytes, sum(size for _, size in sizes.values())
         if total > most:
@@ -168,8 +172,13 @@ class Orders:
         given = [name for name in ("session", "collection", "sketches") if getattr(order, name) is not None]
         if len(given) != 1:
             raise InvalidRequest("give exactly one of `session`, `collection` and `sketches`", "/session")
+        if order.apply and order.session is None:
+            need = "changes the memory of a `session`; a collection has the `rank` of its nodes in the topology"
+            raise InvalidRequest(need, "/apply")
         if order.sketches is not None:
             return order, ()
+        if order.after is not None:
+            raise InvalidRequest("goes with `sketches`", "/after")
         if order.session is not None:
             await self._sessions.get(order.session)
             memory = session_memory(order.session)
@@ -184,7 +193,11 @@ class Orders:
         if not held:
             raise InvalidRequest("the memory is empty", f"/{given[0]}")
         sketches = tuple(packet for _, packet in held)
-        changes = {"sketches": sketches, "session": None, "collection": None}
+        changes: dict[str, Any] = {"sketches": sketches, "session": None, "collection": None}
+        if order.apply:
+            assert order.session is not None
+            await self._set_rank(order.session, order.rank)
+            changes["after"] = (await self._runtime.sketch(nodes[0], memory) or sketches[0],)
         return msgspec.structs.replace(order, **changes), [node for node, _ in held]
 
 

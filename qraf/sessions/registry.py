@@ -29,6 +29,7 @@ __all__ = ["Sessions", "check_name"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}", re.ASCII)
 _MAX_TTL_S = 10 * 366 * 86_400.0
 _MAX_BUDGET_BYTES = 1 << 40
+_MAX_RANK = 4096  # as in a topology
 _FRESH_S = 1.0  # how old a remembered record may be; what other gateways did is seen after this
 _MAX_RECORDS = 10_000
 _SPEAKERS_FRESH_S = 30.0  # what other gateways wrote is seen after this
@@ -166,16 +167,20 @@ class Sessions:
         return await self._update(msgspec.structs.replace(self._renewed(record, None), state="open"))
 
     async def configure(
-        self, session: str, bits: int | UnsetType | None = UNSET, budget_bytes: int | UnsetType | None = UNSET
+        self,
+        session: str,
+        bits: int | UnsetType | None = UNSET,
+        budget_bytes: int | UnsetType | None = UNSET,
+        rank: int | UnsetType | None = UNSET,
     ) -> tuple[SessionRecord, bool]:
-        """Say what precision and what byte budget the session's memory has; the record, and whether it changed.
+        """Say what precision, byte budget and rank the session's memory has; the record, and whether it changed.
 
         None: what the node says. What is unset stays.
 
         Raises:
             SessionNotFound: there is none.
             SessionClosed: it has expired.
-            InvalidRequest: no such precision, or a budget that is too small or too large.
+            InvalidRequest: no such precision, or a budget or a rank that is too small or too large.
         """
         record = await self._loaded(session)
         self._refuse_expired(record)
@@ -183,8 +188,9 @@ class Sessions:
             record,
             bits=record.bits if bits is UNSET else bits,
             budget_bytes=record.budget_bytes if budget_bytes is UNSET else budget_bytes,
+            rank=record.rank if rank is UNSET else rank,
         )
-        _check_memory(changed.bits, changed.budget_bytes)
+        _check_memory(changed.bits, changed.budget_bytes, changed.rank)
         return (record, False) if changed == record else (await self._update(changed), True)
 
     async def delete(self, session: str) -> None:
@@ -288,12 +294,14 @@ class _Speakers:
             self.names = tuple(sorted(self._found))
 
 
-def _check_memory(bits: int | None, budget_bytes: int | None) -> None:
+def _check_memory(bits: int | None, budget_bytes: int | None, rank: int | None = None) -> None:
     if bits is not None and bits not in CODE_FIDELITY:
         raise InvalidRequest(f"must be one of {', '.join(map(str, sorted(CODE_FIDELITY)))}, but is {bits}", "/bits")
     if budget_bytes is not None and not MIN_BUDGET_BYTES <= budget_bytes <= _MAX_BUDGET_BYTES:
         need = f"must be {MIN_BUDGET_BYTES} to {_MAX_BUDGET_BYTES} bytes"
         raise InvalidRequest(f"{need}, but is {budget_bytes}", "/budget_bytes")
+    if rank is not None and not 1 <= rank <= _MAX_RANK:
+        raise InvalidRequest(f"must be from 1 to {_MAX_RANK}, but is {rank}", "/rank")
 
 
 def _check_ttl(ttl_s: float | None) -> None:

@@ -36,7 +36,8 @@ class Committed(msgspec.Struct, frozen=True):
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A session as the journal holds it. `node_hint` is the home node at its last opening.
 
-    `bits` is the precision of its memory's codes and `budget_bytes` what the memory may hold; None: what the node says.
+    `bits` is the precision of its memory's codes, `budget_bytes` what the memory may hold, and `rank` how many
+    directions its sketch keeps; None: what the node says.
     """
 
     id: str
@@ -48,6 +49,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     node_hint: str = ""
     bits: int | None = None
     budget_bytes: int | None = None
+    rank: int | None = None
 
 
 class StateRecord(msgspec.Struct, frozen=True):

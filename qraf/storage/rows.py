@@ -85,6 +85,7 @@ def session_row(record: SessionRecord) -> dict[str, Any]:
         "node_hint": record.node_hint,
         "bits": record.bits,
         "budget_bytes": record.budget_bytes,
+        "rank": record.rank,
     }
 
 
@@ -100,6 +101,7 @@ def session_of(row: Row[Any], metadata: bytes) -> SessionRecord:
         node_hint=row.node_hint,
         bits=row.bits,
         budget_bytes=row.budget_bytes,
+        rank=row.rank,
     )
 
 

@@ -83,6 +83,27 @@ async def test_the_sketch_of_a_session_is_weighed_at_a_smaller_rank(http) -> Non
     assert found["rank_before"] == 6
     assert 0 < found["moved"] <= found["loss_after"] + found["loss_before"]
     assert found["bytes_after"] < found["bytes_before"]
+    applied = await http.post("/v1/optimize", json={"op": "recompress", "session": "small", "rank": 3, "apply": True})
+    assert applied.status_code == 200, applied.text
+    [less] = applied.json()["results"]
+    assert (less["applied"], less["rank_before"], less["rank"], less["bytes_before"]) == (True, 6, 3, found["bytes_before"])
+    assert less["bytes_after"] < less["bytes_before"]
+    assert less["before"][0] == pytest.approx(found["before"][0])
+    assert (len(less["after"]), 0 < less["moved"] <= less["loss_after"] + less["loss_before"]) == (3, True)
+    assert (await http.get("/v1/sessions/small")).json()["rank"] == 3
+    again = await http.post("/v1/optimize", json={"op": "recompress", "session": "small", "rank": 6, "apply": True})
+    assert (again.json()["results"][0]["rank_before"], again.json()["results"][0]["rank"]) == (3, 6)
+    assert again.json()["results"][0]["after"] == pytest.approx(found["before"])
+    for body, pointer in (
+        ({"rank": 2, "collection": "manuals"}, "/apply"),
+        ({"rank": 0, "session": "small"}, "/rank"),
+        ({"rank": 5000, "session": "small"}, "/rank"),
+        ({"rank": 2, "session": "small", "after": []}, "/after"),
+    ):
+        refused = await http.post("/v1/optimize", json={"op": "recompress", "apply": True, **body})
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, pointer), refused.text
+    assert (await http.get("/v1/sessions/small")).json()["rank"] == 6
+    assert (await http.patch("/v1/sessions/small", json={"rank": None})).json()["rank"] is None
     empty = await http.post("/v1/sessions", json={"session": "empty"})
     assert empty.status_code == 201
     answer = await http.post("/v1/optimize", json={"op": "recompress", "session": "empty", "rank": 2})

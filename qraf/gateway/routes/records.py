@@ -74,7 +74,7 @@ class ForgetOut(_Out, frozen=True, kw_only=True):
 class SessionOut(_Out, frozen=True, kw_only=True):
     """A session. `status` tells whether it takes writes and prompts; `state` has the figures of a single one.
 
-    `bits` and `budget_bytes` are the session's own; null: what its node says.
+    `bits`, `budget_bytes` and `rank` are the session's own; null: what its node says.
     """
 
     session: str
@@ -87,6 +87,7 @@ class SessionOut(_Out, frozen=True, kw_only=True):
     state: Figures | None = None
     bits: int | None = None
     budget_bytes: int | None = None
+    rank: int | None = None
 
     @classmethod
     def of(cls, record: SessionRecord, node: str, state: Figures | None = None) -> Self:
@@ -102,6 +103,7 @@ class SessionOut(_Out, frozen=True, kw_only=True):
             state=state,
             bits=record.bits,
             budget_bytes=record.budget_bytes,
+            rank=record.rank,
         )
 
 

@@ -11,10 +11,11 @@ from starlette.responses import Response
 
 from qraf.actors.services import ServiceStatus
 from qraf.code_orders import BuildCode, CodeBuilt, CodeSampled, DecodeShots, SampleCode, ShotsDecoded
-from qraf.errors import InvalidRequest
-from qraf.gateway.bodies import answer, gate, read
+from qraf.errors import InvalidRequest, NotAllowed
+from qraf.gateway.bodies import answer, gate, principal, read, refused
 from qraf.gateway.openapi import operation
 from qraf.gateway.repeats import Route, repeatable
+from qraf.gateway.security.guard import check_scope
 from qraf.service_orders import (
     Align,
     Aligned,
@@ -135,6 +136,8 @@ async def _ask(request: Request, kind: Any) -> Response:
             raise
         known = ", ".join(str(one.__struct_config__.tag) for one in get_args(kind))
         raise InvalidRequest(f"{fault.detail}; there are {known}", "/op") from None
+    if isinstance(order, Recompress) and order.apply:
+        _check_change(request)
     in_background = _wants_background(request)
     made = await found.service.orders.ask(order, in_background=in_background)
     if not isinstance(made, OperationView):
@@ -143,6 +146,15 @@ async def _ask(request: Request, kind: Any) -> Response:
     if in_background:
         headers["Preference-Applied"] = "respond-async"
     return answer(made, 202, headers)
+
+
+def _check_change(request: Request) -> None:
+    """What changes a session needs more than the route's scope."""
+    try:
+        check_scope(principal(request), "sessions:write", "`apply`")
+    except NotAllowed as error:
+        refused(request, principal(request), "POST /v1/optimize", error)
+        raise
 
 
 def _wants_background(request: Request) -> bool:

@@ -89,7 +89,7 @@ async def get_session(request: Request) -> Response:
     ),
 )
 async def configure_session(request: Request) -> Response:
-    """Change bits, byte budget and sketch rank of a session's memory; it is made anew from the journal and answers on."""
+    """Change bits, byte budget and rank of a session's memory; it is made anew from the journal and answers on."""
     service, session = gate(request).service, request.path_params["session"]
     change = await read(request, SessionChange)
     record = await service.configure_session(session, change.bits, change.budget_bytes, change.rank)
