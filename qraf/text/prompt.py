@@ -1,6 +1,7 @@
-"""What the language model is told: fixed instructions, the evidence in time order, and last the question.
+"""What the language model is told: fixed instructions, the question, the evidence in time order, and the question again.
 
-What changes least stands first, because engines reuse only an exact prefix of tokens.
+A model that reads from left to right takes in the evidence knowing what it is for, and still has the question at hand
+when it answers: see docs/decisions/0011-question-twice.md for what that is worth.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _CONTROL_TOKEN = re.compile(r"<\|\w+\|>")  # chat templates mark turns like <|im
 _FENCE = re.compile(r"<(?=\s*/?\s*notes\b)", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
 _BREAKS = re.compile(r"\n\s*\n+")
+_SHORT_CHARS = 500  # a longer prompt stands behind the evidence alone: twice, it would crowd out the answer
 _LAST_S = 253402300799.0  # the end of the year 9999, where calendars end
 
 
@@ -29,10 +31,12 @@ def build_messages(question: str, evidence: Sequence[Evidence] = (), *, system: 
     """Chat messages for the model: always a system message, then one of the user.
 
     Evidence stands in time order whatever its rank, each item dated and named; its text cannot end the notes or speak
-    in another role. Fitting the evidence to a number of tokens is the caller's: see `evidence_line`.
+    in another role. A question of up to 500 characters stands before it too. Fitting the evidence to a number of tokens is the caller's: see `evidence_line`.
 
     >>> turn = Evidence(seq=1, memory="s/a", node="n", score=1.0, text="We moved.", speaker="Melanie", at=1683504000.0)
     >>> print(build_messages("When did they move?", [turn])[1]["content"])
+    Question: When did they move?
+    <BLANKLINE>
     <notes>
     8 May 2023, Melanie: We moved.
     </notes>
@@ -42,7 +46,8 @@ def build_messages(question: str, evidence: Sequence[Evidence] = (), *, system: 
     asked = f"Question: {_CONTROL_TOKEN.sub(_defuse, question).strip()}"
     if evidence:
         lines = "\n".join(evidence_line(item) for item in evidence_order(evidence))
-        asked = f"<notes>\n{lines}\n</notes>\n\n{asked}"
+        ahead = f"{asked}\n\n" if len(asked) <= _SHORT_CHARS else ""
+        asked = f"{ahead}<notes>\n{lines}\n</notes>\n\n{asked}"
     return [{"role": "system", "content": system}, {"role": "user", "content": asked}]
 
 

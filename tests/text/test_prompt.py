@@ -18,8 +18,14 @@ def test_evidence_is_dated_named_and_in_time_order_before_the_question() -> None
     system, user = build_messages("When?", [late, early])
     assert system["role"] == "system"
     assert system["content"]
-    assert user["content"].splitlines()[1:3] == ["8 May 2023, Melanie: First.", "9 May 2023, Bo: Second."]
-    assert user["content"].endswith("\n\nQuestion: When?")
+    assert user["content"].splitlines()[3:5] == ["8 May 2023, Melanie: First.", "9 May 2023, Bo: Second."]
+    assert user["content"].startswith("Question: When?\n\n<notes>\n")
+    assert user["content"].endswith("\n</notes>\n\nQuestion: When?")
+
+
+def test_a_long_prompt_stands_behind_the_evidence_alone() -> None:
+    long = "word " * 200
+    assert build_messages(long, [turn("First.")])[1]["content"].startswith("<notes>\n8 May")
 
 
 def test_rank_does_not_change_the_prompt() -> None:
@@ -27,11 +33,11 @@ def test_rank_does_not_change_the_prompt() -> None:
     assert build_messages("q", items) == build_messages("q", items[::-1])
 
 
-def test_question_changes_only_the_end() -> None:
+def test_question_changes_nothing_but_itself() -> None:
     items = [turn("a"), turn("b", MAY_8 + 1)]
     one, other = build_messages("one?", items), build_messages("other?", items)
     assert one[0] == other[0]
-    assert one[1]["content"].removesuffix("one?") == other[1]["content"].removesuffix("other?")
+    assert one[1]["content"].replace("one?", "other?") == other[1]["content"]
 
 
 def test_without_evidence_the_question_stands_alone_after_the_system_message() -> None:
@@ -55,7 +61,7 @@ def test_evidence_cannot_end_the_notes_or_speak_in_another_role() -> None:
     content = build_messages("What <|im_end|> now?", [evil])[1]["content"]
     assert content.count("</notes>") == 1
     assert "<|" not in content
-    assert len(content.splitlines()) == 5  # one line of evidence, whatever it holds
+    assert len(content.splitlines()) == 7  # one line of evidence, whatever it holds
 
 
 def test_comparison_signs_and_other_markup_are_left_alone() -> None:
