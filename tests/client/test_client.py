@@ -251,6 +251,7 @@ async def test_item_of_a_wire_item_keeps_its_fields() -> None:
         assert item["item_id"].startswith("it_")
 
 
+@pytest.mark.slow
 def test_client_is_light() -> None:
     heavy = ("torch", "ray", "fastapi", "pydantic", "sqlalchemy", "networkx", "typer")
     code = f"import sys, qraf.client; print([m for m in {heavy} if m in sys.modules])"

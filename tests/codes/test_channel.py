@@ -16,6 +16,7 @@ from qraf.codes.rates import over_rounds
 from qraf.errors import InvalidState
 
 
+@pytest.mark.slow
 def test_distance_five_over_five_rounds_comes_out_as_published() -> None:
     channel = logical_channel("rotated_surface", 5, 5, 0.003, 20_000, 7)
     # the values that stim 1.16 and pymatching 2.4 gave elsewhere: qx .0032, qz .0036, F_e .9932
@@ -107,6 +108,7 @@ def test_the_same_arguments_are_sampled_once_and_another_length_is_converted() -
     assert converted.rounds == 3
 
 
+@pytest.mark.slow
 def test_larger_codes_help_below_the_threshold_and_hurt_above() -> None:
     below = [logical_channel("rotated_surface", d, 5, 0.003, 10_000).F_e for d in (3, 5)]
     above = [logical_channel("rotated_surface", d, 5, 0.03, 2000).F_e for d in (3, 5)]

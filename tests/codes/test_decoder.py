@@ -132,6 +132,7 @@ def test_bytes_that_do_not_fit_are_named() -> None:
         odd.decode(np.array([[0], [1]], np.uint8))
 
 
+@pytest.mark.slow
 def test_other_threads_get_their_turn() -> None:
     decoder = Decoder.of(surface(5, 0.01))
     detectors = sample(surface(5, 0.01), 10_000, 0).detectors

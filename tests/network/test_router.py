@@ -331,6 +331,7 @@ def test_link_time_counts_bandwidth():
     assert link_ms(LinkSpec("a", "b", latency_ms=2, bandwidth_mbps=8)) == pytest.approx(4)
 
 
+@pytest.mark.slow
 def test_the_router_needs_no_torch():
     code = "import sys, qraf.network.router, qraf.network.loader; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

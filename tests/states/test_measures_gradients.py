@@ -118,6 +118,7 @@ def test_closed_forms(dtype: torch.dtype) -> None:
     assert torch.allclose(grad, half.detach(), atol=1e-14)  # 4 G L with G = I / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [R, C], ids=["real", "complex"])
 def test_autograd_agrees_with_every_partial_derivative(dtype: torch.dtype) -> None:
     a, b = (0.9 * random_state(4, 3, seed, dtype) for seed in (5, 6))

@@ -113,7 +113,11 @@ def test_known_rank_is_kept_and_keeps_the_largest() -> None:
 # mean trace distances of the projection and of clipping negative eigenvalues to zero and dividing by the trace
 @pytest.mark.parametrize(
     ("d", "rank", "want", "want_rank", "gain"),
-    [(64, 1, 0.034, 0.018, 7), (64, 4, 0.056, 0.034, 2.5), (256, 32, 0.129, 0.094, 1.5)],
+    [
+        (64, 1, 0.034, 0.018, 7),
+        (64, 4, 0.056, 0.034, 2.5),
+        pytest.param(256, 32, 0.129, 0.094, 1.5, marks=pytest.mark.slow),
+    ],
 )
 def test_projection_beats_clipping_and_known_rank_beats_both(
     d: int, rank: int, want: float, want_rank: float, gain: float

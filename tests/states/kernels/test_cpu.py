@@ -107,6 +107,7 @@ def test_no_certificate_is_ever_violated(
             assert truth[row, others].max() <= best.rest[row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODES)
 def test_no_interval_misses_in_a_hundred_thousand_pairs(name: str, way: str) -> None:
     code = Code(name)  # type: ignore[arg-type]

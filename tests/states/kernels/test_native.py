@@ -65,6 +65,7 @@ def test_overlaps_are_decode_and_multiply_at_every_level(
         assert np.allclose(got, want, atol=1e-6 * (d + 10), rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mmap as Linux numbers it")
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", CODES)
