@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
+from qraf.base_orders import AnswerPart, OrderPart, TaggedAnswer
 
 __all__ = [
     "Basis",
@@ -29,19 +29,7 @@ CodeName = Literal["rotated_surface", "repetition"]
 Basis = Literal["z", "x"]
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    pass
-
-
-class _Out(msgspec.Struct, frozen=True, kw_only=True):
-    pass
-
-
-class _Answer(_Out, frozen=True, kw_only=True, tag_field="kind"):
-    pass
-
-
-class CodeNoise(_Part, frozen=True, kw_only=True):
+class CodeNoise(OrderPart, frozen=True, kw_only=True):
     """Probabilities of circuit noise, under stim's names; depolarisation 0 to 0.75, flips 0 to 1."""
 
     before_round_data_depolarization: float = 0.0
@@ -50,7 +38,7 @@ class CodeNoise(_Part, frozen=True, kw_only=True):
     after_clifford_depolarization: float = 0.0
 
 
-class CodeExperiment(_Part, frozen=True, kw_only=True):
+class CodeExperiment(OrderPart, frozen=True, kw_only=True):
     """A memory experiment: a logical qubit is kept for `rounds` rounds of syndrome measurement.
 
     `distance` 2 to 25; `rounds` 1 to 10,000, with at most 50,000 detectors in all. `noise`: one probability for all
@@ -65,14 +53,14 @@ class CodeExperiment(_Part, frozen=True, kw_only=True):
 
 
 # ------------------------------------------------------------------------------------------------------------ orders
-class BuildCode(_Part, frozen=True, kw_only=True, tag_field="op", tag="build"):
+class BuildCode(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="build"):
     """The sizes of an experiment; with `dem` its detector error model too, in stim's text."""
 
     experiment: CodeExperiment
     dem: bool = False
 
 
-class SampleCode(_Part, frozen=True, kw_only=True, tag_field="op", tag="sample"):
+class SampleCode(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="sample"):
     """Draw shots: detection events, and what the observable really did. Without `seed` one is drawn and told."""
 
     experiment: CodeExperiment
@@ -80,7 +68,7 @@ class SampleCode(_Part, frozen=True, kw_only=True, tag_field="op", tag="sample")
     seed: int | None = None
 
 
-class DecodeShots(_Part, frozen=True, kw_only=True, tag_field="op", tag="decode"):
+class DecodeShots(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="decode"):
     """Predict which observables flipped, from detection events (b8): of an `experiment`, or of a `dem` (stim's text).
 
     `observables` (b8): what really happened, for the error figures. `window` and `commit`, in rounds of detectors:
@@ -96,7 +84,7 @@ class DecodeShots(_Part, frozen=True, kw_only=True, tag_field="op", tag="decode"
 
 
 # ------------------------------------------------------------------------------------------------------------ answers
-class CodeBuilt(_Answer, frozen=True, kw_only=True, tag="built"):
+class CodeBuilt(TaggedAnswer, frozen=True, kw_only=True, tag="built"):
     """Sizes. `layers`: detectors of each round; the last layer comes with the final measurement of the data.
 
     `num_errors`: mechanisms of the detector error model. `bytes_per_shot`: of the detectors as b8.
@@ -111,7 +99,7 @@ class CodeBuilt(_Answer, frozen=True, kw_only=True, tag="built"):
     dem: str | None = None
 
 
-class CodeSampled(_Answer, frozen=True, kw_only=True, tag="sampled"):
+class CodeSampled(TaggedAnswer, frozen=True, kw_only=True, tag="sampled"):
     """Shots as b8. `events`: detection events in all of them. The same seed gives the same shots on one machine."""
 
     shots: int
@@ -123,7 +111,7 @@ class CodeSampled(_Answer, frozen=True, kw_only=True, tag="sampled"):
     observables: bytes
 
 
-class ErrorFigures(_Out, frozen=True, kw_only=True):
+class ErrorFigures(AnswerPart, frozen=True, kw_only=True):
     """How often the decoder was wrong, with the Wilson interval of 95 %; per round only for an experiment."""
 
     errors: int
@@ -135,7 +123,7 @@ class ErrorFigures(_Out, frozen=True, kw_only=True):
     per_round_high: float | None = None
 
 
-class ShotsDecoded(_Answer, frozen=True, kw_only=True, tag="decoded"):
+class ShotsDecoded(TaggedAnswer, frozen=True, kw_only=True, tag="decoded"):
     """Predicted flips of the observables as b8, one row for each shot.
 
     `events`: detection events on which an observable depends. `weight`: mean over the shots of the matching's weight,

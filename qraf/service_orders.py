@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from qraf.base_orders import AnswerPart, OrderPart, TaggedAnswer
 from qraf.code_orders import CodeAnswer, CodeOrder
 from qraf.frames import ErrorBody
 from qraf.state_orders import ArrayData, Numbers, Operand
@@ -60,20 +61,8 @@ Matrices = ArrayData | tuple[Numbers, ...]
 """One matrix (d, d), several (n, d, d), or a list of such arrays, also of different d."""
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    pass
-
-
-class _Out(msgspec.Struct, frozen=True, kw_only=True):
-    pass
-
-
-class _Answer(_Out, frozen=True, kw_only=True, tag_field="kind"):
-    pass
-
-
 # ------------------------------------------------------------------------------------------------------------ quantize
-class Quantize(_Part, frozen=True, kw_only=True, tag_field="op", tag="quantize"):
+class Quantize(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="quantize"):
     """Code amplitudes: `rows` (n, d) or (d,), real or complex, each a pure state, or the factors of `states`.
 
     `code`: int8, int4, nf4, lloyd2 (2 bits), sign1 (1 bit) or float32; without one, a table of all. `rotate`: turn the
@@ -89,7 +78,7 @@ class Quantize(_Part, frozen=True, kw_only=True, tag_field="op", tag="quantize")
     returned: bool = msgspec.field(name="return", default=False)
 
 
-class Dequantize(_Part, frozen=True, kw_only=True, tag_field="op", tag="dequantize"):
+class Dequantize(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="dequantize"):
     """The amplitudes of coded rows: `codes` (base64 in JSON) as `Quantize` returned them, with their layout.
 
     `d` is that of the coded rows, which for complex amplitudes is twice the dimension: real parts, then imaginary.
@@ -103,7 +92,7 @@ class Dequantize(_Part, frozen=True, kw_only=True, tag_field="op", tag="dequanti
     form: Form = "lists"
 
 
-class Coding(_Out, frozen=True, kw_only=True):
+class Coding(AnswerPart, frozen=True, kw_only=True):
     """What one code makes of the rows. `ratio`: bytes of float32 amplitudes / bytes of the codes.
 
     Infidelity and trace distance are measured, for each row or, for states, for each state. The bounds on the
@@ -125,7 +114,7 @@ class Coding(_Out, frozen=True, kw_only=True):
     codes: _Bytes | None = None
 
 
-class Quantized(_Answer, frozen=True, kw_only=True, tag="quantized"):
+class Quantized(TaggedAnswer, frozen=True, kw_only=True, tag="quantized"):
     """`n` rows of `d` real amplitudes, coded in each way. A complex row is one of twice the length: real, imaginary.
 
     `rows_of` is how many of the rows belong to each state, where states were given.
@@ -137,7 +126,7 @@ class Quantized(_Answer, frozen=True, kw_only=True, tag="quantized"):
     rows_of: tuple[int, ...] | None = None
 
 
-class Dequantized(_Answer, frozen=True, kw_only=True, tag="dequantized"):
+class Dequantized(TaggedAnswer, frozen=True, kw_only=True, tag="dequantized"):
     """The decoded rows, (n, d) float32, nearly but not exactly of unit norm."""
 
     n: int
@@ -146,7 +135,7 @@ class Dequantized(_Answer, frozen=True, kw_only=True, tag="dequantized"):
 
 
 # ------------------------------------------------------------------------------------------------------------ optimize
-class Nearest(_Part, frozen=True, kw_only=True, tag_field="op", tag="nearest"):
+class Nearest(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="nearest"):
     """The states nearest to matrices in the Frobenius norm (Smolin, Gambetta, Smith 2012).
 
     They have trace 1, and any rank, or at most `rank`. `form`: the density matrices as lists, as bytes, or not at all.
@@ -158,7 +147,7 @@ class Nearest(_Part, frozen=True, kw_only=True, tag_field="op", tag="nearest"):
     form: Form = "lists"
 
 
-class Truncate(_Part, frozen=True, kw_only=True, tag_field="op", tag="truncate"):
+class Truncate(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="truncate"):
     """States of fewer directions: `rank` of them, or the fewest that lose at most `loss` of the trace.
 
     `matrices` must be states (Hermitian, trace 1, no negative eigenvalue). `form`: the factors L, rho = L^H L.
@@ -171,7 +160,7 @@ class Truncate(_Part, frozen=True, kw_only=True, tag_field="op", tag="truncate")
     form: Form = "lists"
 
 
-class Recompress(_Part, frozen=True, kw_only=True, tag_field="op", tag="recompress"):
+class Recompress(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="recompress"):
     """What the sketch of a memory would be with at most `rank` directions; the memory itself stays as it is.
 
     Exactly one of `session`, `collection` and `sketches` (packets, base64 in JSON). `form: bytes` returns the packets.
@@ -190,7 +179,7 @@ class Recompress(_Part, frozen=True, kw_only=True, tag_field="op", tag="recompre
     form: Literal["bytes", "none"] = "none"
 
 
-class NearestState(_Out, frozen=True, kw_only=True):
+class NearestState(AnswerPart, frozen=True, kw_only=True):
     """One matrix and the state nearest to it.
 
     `before`: the eigenvalues of the matrix's Hermitian part, falling; `after`: those of the state that are not 0.
@@ -211,13 +200,13 @@ class NearestState(_Out, frozen=True, kw_only=True):
     density: ArrayData | None = None
 
 
-class NearestStates(_Answer, frozen=True, kw_only=True, tag="nearest"):
+class NearestStates(TaggedAnswer, frozen=True, kw_only=True, tag="nearest"):
     """In the order of the matrices."""
 
     results: tuple[NearestState, ...]
 
 
-class TruncatedState(_Out, frozen=True, kw_only=True):
+class TruncatedState(AnswerPart, frozen=True, kw_only=True):
     """One truncated state. `moved`, the trace distance, is the trace that was cut off; the fidelity is 1 - moved."""
 
     d: int
@@ -232,13 +221,13 @@ class TruncatedState(_Out, frozen=True, kw_only=True):
     factor: ArrayData | None = None
 
 
-class Truncated(_Answer, frozen=True, kw_only=True, tag="truncated"):
+class Truncated(TaggedAnswer, frozen=True, kw_only=True, tag="truncated"):
     """In the order of the states."""
 
     results: tuple[TruncatedState, ...]
 
 
-class Recompression(_Out, frozen=True, kw_only=True):
+class Recompression(AnswerPart, frozen=True, kw_only=True):
     """One sketch before and after. `moved` is the trace distance between the two; `applied`: the memory has it now.
 
     `loss_before` and `loss_after` bound the trace distance from the stream's true state. `node` holds the memory.
@@ -259,14 +248,14 @@ class Recompression(_Out, frozen=True, kw_only=True):
     applied: bool = False
 
 
-class Recompressed(_Answer, frozen=True, kw_only=True, tag="recompressed"):
+class Recompressed(TaggedAnswer, frozen=True, kw_only=True, tag="recompressed"):
     """One entry for each node that holds a part of the memory, or for each packet."""
 
     results: tuple[Recompression, ...]
 
 
 # ------------------------------------------------------------------------------------------------------------- correct
-class Repair(_Part, frozen=True, kw_only=True, tag_field="op", tag="repair"):
+class Repair(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="repair"):
     """Find what keeps matrices from being states (trace, hermiticity, negativity) and give the nearest states.
 
     `rank`: of the true state, where it is known. `noise`: a bound on the operator norm of what was added to the true
@@ -280,7 +269,7 @@ class Repair(_Part, frozen=True, kw_only=True, tag_field="op", tag="repair"):
     form: Form = "lists"
 
 
-class Align(_Part, frozen=True, kw_only=True, tag_field="op", tag="align"):
+class Align(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="align"):
     """Turn what is free in a state's description towards a reference; the states stay.
 
     `vectors` (d,) or (n, d): the global phase, towards `reference` (d,) or (n, d). `factors` (r, d) or (n, r, d): the
@@ -293,7 +282,7 @@ class Align(_Part, frozen=True, kw_only=True, tag_field="op", tag="align"):
     form: Form = "lists"
 
 
-class Syndromes(_Out, frozen=True, kw_only=True):
+class Syndromes(AnswerPart, frozen=True, kw_only=True):
     """The three defects: |tr mu - 1|, |mu - mu^H|_F / 2, the sum of negative eigenvalues.
 
     Below `tolerance` is rounding; `found` names those that are above it.
@@ -306,7 +295,7 @@ class Syndromes(_Out, frozen=True, kw_only=True):
     found: tuple[str, ...]
 
 
-class RepairedState(_Out, frozen=True, kw_only=True):
+class RepairedState(AnswerPart, frozen=True, kw_only=True):
     """One repaired matrix. `moved` and `moved_frobenius` as of `NearestState`.
 
     `bound`: the trace distance from the true state is at most this; only where `noise` was given.
@@ -321,13 +310,13 @@ class RepairedState(_Out, frozen=True, kw_only=True):
     density: ArrayData | None = None
 
 
-class Repaired(_Answer, frozen=True, kw_only=True, tag="repaired"):
+class Repaired(TaggedAnswer, frozen=True, kw_only=True, tag="repaired"):
     """In the order of the matrices."""
 
     results: tuple[RepairedState, ...]
 
 
-class Alignment(_Out, frozen=True, kw_only=True):
+class Alignment(AnswerPart, frozen=True, kw_only=True):
     """One aligned vector or factor. `before` and `after` are its Frobenius distances from the reference.
 
     `fidelity` with the reference, squared, which turning does not change; both are taken at unit norm.
@@ -339,7 +328,7 @@ class Alignment(_Out, frozen=True, kw_only=True):
     aligned: ArrayData | None = None
 
 
-class Aligned(_Answer, frozen=True, kw_only=True, tag="aligned"):
+class Aligned(TaggedAnswer, frozen=True, kw_only=True, tag="aligned"):
     """In the order of the vectors or factors."""
 
     results: tuple[Alignment, ...]
@@ -357,7 +346,7 @@ ServiceAnswer = Quantized | Dequantized | Optimized | Corrected
 OperationStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
-class OperationView(_Out, frozen=True, kw_only=True):
+class OperationView(AnswerPart, frozen=True, kw_only=True):
     """A long job. `progress` is the share of the work that is done, 0 to 1; times are RFC 3339.
 
     `result` is there once it is completed, in the answer that names this operation, until `expires_at`; `error` says

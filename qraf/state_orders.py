@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
+from qraf.base_orders import AnswerPart, OrderPart, TaggedAnswer
 
 __all__ = [
     "MEASURES",
@@ -70,20 +70,8 @@ Reals = list[float | list[float | list[float | list[float]]]]
 """Real numbers in up to four nested lists, the first axis outermost."""
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    pass
-
-
-class _Out(msgspec.Struct, frozen=True, kw_only=True):
-    pass
-
-
-class _Answer(_Out, frozen=True, kw_only=True, tag_field="kind"):
-    pass
-
-
 # ------------------------------------------------------------------------------------------------------------- numbers
-class ArrayData(_Part, frozen=True, kw_only=True):
+class ArrayData(OrderPart, frozen=True, kw_only=True):
     """An array that is not a plain list: `real` and `imag` lists of one shape, or `data` with `shape` and `dtype`.
 
     `data` are the numbers' bytes, little endian, first axis slowest; base64 in JSON.
@@ -101,14 +89,14 @@ Numbers = ArrayData | Reals
 
 
 # -------------------------------------------------------------------------------------------------------- preparation
-class Ensemble(_Part, frozen=True, kw_only=True):
+class Ensemble(OrderPart, frozen=True, kw_only=True):
     """sum_i p_i |psi_i><psi_i|: `kets` (n, d); equal `probabilities` when left out."""
 
     kets: Numbers
     probabilities: tuple[float, ...] | None = None
 
 
-class Preparation(_Part, frozen=True, kw_only=True):
+class Preparation(OrderPart, frozen=True, kw_only=True):
     """How a state is made: exactly one of the first ten fields.
 
     `amplitudes` (d,); `density` (d, d); `factor` L (r, d) with rho = L^H L; `ensemble`; `text` (the encoder's
@@ -147,7 +135,7 @@ class StatePrepareBody(Preparation, frozen=True, kw_only=True):
     states: tuple[Preparation, ...] | None = None
 
 
-class StateMeasureBody(_Part, frozen=True, kw_only=True):
+class StateMeasureBody(OrderPart, frozen=True, kw_only=True):
     """What to measure: `vectors`, a `basis`, an `observable` or `paulis`. The state stays as it is.
 
     `vectors` (k, d): Born probabilities <x|rho|x> of unit vectors. `basis`: `computational`, a letter X, Y or Z for
@@ -165,7 +153,7 @@ class StateMeasureBody(_Part, frozen=True, kw_only=True):
     seed: int | None = None
 
 
-class Step(_Part, frozen=True, kw_only=True):
+class Step(OrderPart, frozen=True, kw_only=True):
     """One step of an evolution: exactly one of `channel`, `unitary` (k, k), `kraus` (n, k, k), `circuit` (OpenQASM 3).
 
     `subsystems` (left out: all) are acted on together, as one system in this order; but `channel` acts on each of them
@@ -189,7 +177,7 @@ class Step(_Part, frozen=True, kw_only=True):
     probabilities: dict[str, float] | None = None
 
 
-class StateEvolveBody(_Part, frozen=True, kw_only=True):
+class StateEvolveBody(OrderPart, frozen=True, kw_only=True):
     """Steps, one after the other. `into: same` changes the state to its next version, `new` leaves it and makes one.
 
     `loss`: after each step, and each subsystem of a channel, the smallest eigenvalues of at most this sum are cut off,
@@ -201,7 +189,7 @@ class StateEvolveBody(_Part, frozen=True, kw_only=True):
     loss: float = 0.0
 
 
-class StateMergeBody(_Part, frozen=True, kw_only=True):
+class StateMergeBody(OrderPart, frozen=True, kw_only=True):
     """Mix with `others`: sum_i w_i rho_i; `weights` has the state's own first, then theirs; equal when left out."""
 
     others: tuple[Operand, ...]
@@ -210,28 +198,28 @@ class StateMergeBody(_Part, frozen=True, kw_only=True):
     loss: float = 0.0
 
 
-class StateTensorBody(_Part, frozen=True, kw_only=True):
+class StateTensorBody(OrderPart, frozen=True, kw_only=True):
     """The product with `others`, in order; this state's subsystems vary slowest."""
 
     others: tuple[Operand, ...]
     into: Into = "new"
 
 
-class StatePartialTraceBody(_Part, frozen=True, kw_only=True):
+class StatePartialTraceBody(OrderPart, frozen=True, kw_only=True):
     """Keep these subsystems, in their order in `dims`, and trace out the others."""
 
     keep: tuple[int, ...]
     into: Into = "new"
 
 
-class StateForkBody(_Part, frozen=True, kw_only=True):
+class StateForkBody(OrderPart, frozen=True, kw_only=True):
     """Copy the state as it is now, `copies` times; each copy has an id of its own and version 1."""
 
     copies: int = 1
     label: str = ""
 
 
-class StateCompareBody(_Part, frozen=True, kw_only=True):
+class StateCompareBody(OrderPart, frozen=True, kw_only=True):
     """Pairs of states and what is measured between the two."""
 
     pairs: tuple[tuple[Operand, Operand], ...]
@@ -242,7 +230,7 @@ class StatePrepare(StatePrepareBody, frozen=True, kw_only=True, tag_field="op", 
     """`StatePrepareBody` as an order."""
 
 
-class StateRead(_Part, frozen=True, kw_only=True, tag_field="op", tag="read"):
+class StateRead(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="read"):
     """The views of these states."""
 
     ids: tuple[str, ...]
@@ -292,14 +280,14 @@ class StateCompare(StateCompareBody, frozen=True, kw_only=True, tag_field="op", 
     """`StateCompareBody` as an order."""
 
 
-class StateExport(_Part, frozen=True, kw_only=True, tag_field="op", tag="export"):
+class StateExport(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="export"):
     """A state to carry away: `msgpack` (a packet, exact), `npz` (NumPy) or `json` (numbers and dims for QuTiP)."""
 
     id: str
     format: Format = "msgpack"
 
 
-class StateDelete(_Part, frozen=True, kw_only=True, tag_field="op", tag="delete"):
+class StateDelete(OrderPart, frozen=True, kw_only=True, tag_field="op", tag="delete"):
     """Delete these states: all or none."""
 
     ids: tuple[str, ...]
@@ -323,7 +311,7 @@ StateOrder = (
 
 
 # -------------------------------------------------------------------------------------------------- what is answered
-class StateFigures(_Out, frozen=True, kw_only=True):
+class StateFigures(AnswerPart, frozen=True, kw_only=True):
     """What a state measures. `l1_coherence` is null above d = 1024; `coherence_bits` is in the computational basis."""
 
     purity: float
@@ -333,7 +321,7 @@ class StateFigures(_Out, frozen=True, kw_only=True):
     l1_coherence: float | None = None
 
 
-class Certificate(_Out, frozen=True, kw_only=True):
+class Certificate(AnswerPart, frozen=True, kw_only=True):
     """How far the stored state, and so its figures, can be from the exact result of all that was done to it.
 
     `trace_distance` bounds the distance: what recompression cut off on the way, plus rounding. Measured probabilities
@@ -347,7 +335,7 @@ class Certificate(_Out, frozen=True, kw_only=True):
     purity: tuple[float, float]
 
 
-class StateView(_Out, frozen=True, kw_only=True):
+class StateView(AnswerPart, frozen=True, kw_only=True):
     """A stored state without its numbers. `bytes` are those of its packet; times are RFC 3339.
 
     `moved` is the trace distance from what was given to what is held where a preparation had to move it (counts to the
@@ -370,20 +358,20 @@ class StateView(_Out, frozen=True, kw_only=True):
     updated_at: str = ""
 
 
-class StateViews(_Answer, frozen=True, kw_only=True, tag="states"):
+class StateViews(TaggedAnswer, frozen=True, kw_only=True, tag="states"):
     """States, in the order that they were asked for."""
 
     states: tuple[StateView, ...]
 
 
-class StatePage(_Out, frozen=True, kw_only=True):
+class StatePage(AnswerPart, frozen=True, kw_only=True):
     """A page of states; `next_cursor` leads to the next page, null on the last."""
 
     data: tuple[StateView, ...]
     next_cursor: str | None
 
 
-class Measurement(_Out, frozen=True, kw_only=True):
+class Measurement(AnswerPart, frozen=True, kw_only=True):
     """What was measured of one state. Each probability is right to `error` (the state's certificate).
 
     `outcomes` names the probabilities of a basis (`01`: the first measured subsystem gave 0), `counts` how often each
@@ -402,13 +390,13 @@ class Measurement(_Out, frozen=True, kw_only=True):
     variance: float | None = None
 
 
-class Measured(_Answer, frozen=True, kw_only=True, tag="measured"):
+class Measured(TaggedAnswer, frozen=True, kw_only=True, tag="measured"):
     """Measurements, in the order of the states."""
 
     results: tuple[Measurement, ...]
 
 
-class Comparison(_Out, frozen=True, kw_only=True):
+class Comparison(AnswerPart, frozen=True, kw_only=True):
     """Two states: squared fidelity, |rho - sigma|_1 / 2, Bures distance sqrt(2 - 2 sqrt F). Null: not asked for.
 
     `infidelity` is 1 - F with all its digits. `error` bounds how far the trace distance is from that of the exact
@@ -422,13 +410,13 @@ class Comparison(_Out, frozen=True, kw_only=True):
     error: float = 0.0
 
 
-class Compared(_Answer, frozen=True, kw_only=True, tag="compared"):
+class Compared(TaggedAnswer, frozen=True, kw_only=True, tag="compared"):
     """Comparisons, in the order of the pairs."""
 
     results: tuple[Comparison, ...]
 
 
-class Exported(_Answer, frozen=True, kw_only=True, tag="exported"):
+class Exported(TaggedAnswer, frozen=True, kw_only=True, tag="exported"):
     """A state as a file."""
 
     id: str
@@ -438,7 +426,7 @@ class Exported(_Answer, frozen=True, kw_only=True, tag="exported"):
     data: bytes
 
 
-class Deleted(_Answer, frozen=True, kw_only=True, tag="deleted"):
+class Deleted(TaggedAnswer, frozen=True, kw_only=True, tag="deleted"):
     """What was deleted."""
 
     ids: tuple[str, ...]
