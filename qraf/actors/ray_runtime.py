@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 
 from qraf.actors.hosted import HostedRuntime, NodeHealth, Process
-from qraf.actors.messages import HostReport
+from qraf.actors.messages import HostReport, Spell
 from qraf.actors.ray_supervisor import HOLD_S, SupervisorActor, kill, named_actors
 from qraf.actors.replies import ping, raised, reply
 from qraf.actors.standing import ENGINE, SUPERVISOR, Charter, Joined, Post, Standing
@@ -93,7 +93,6 @@ class RayRuntime(HostedRuntime):
             spell=Spell("", 0, topology, settings.states, settings.quotas, snapshots=settings.snapshots_here()),
             journal_url=settings.journal(),
             encoder=self._encoder_settings(),
-            states=settings.states,
             runtime=settings.runtime,
             generator=settings.generator if self._has_engine else None,
             masters=(settings.seal, settings.master_key_file()),
@@ -220,6 +219,8 @@ class RayRuntime(HostedRuntime):
             try:
                 supervisor = await self._blocking(partial(self._get_supervisor, charter))
                 joined: Joined = raised(await reply(supervisor.join.remote(self._gateway, charter), _JOIN_TIMEOUT_S))
+                if joined == "tolerated":
+                    _log.warning("hosts keep the bounds of the gateways that are there; ours differ, and do not count")
                 if joined != "replace":
                     self._supervisor = supervisor
                     return joined

@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import ActorAlreadyExistsError, RayError
 from ray.experimental import internal_kv
 
-from qraf.actors.messages import HostReport, Spell
+from qraf.actors.messages import HostReport
 from qraf.actors.processes import EngineActor, HostActor, Identity
 from qraf.actors.replies import ping, raised, reply
 from qraf.actors.spare import Spare
@@ -94,6 +94,7 @@ class SupervisorActor:
         self._charter, self._mark = charter, charter.mark()
         self._clock = SystemClock()
         self._term = secrets.token_hex(8)
+        self._run = secrets.token_hex(8)  # within which epochs rise: that of this Ray, whoever supervises
         self._books = Supervisor(charter.names, self._clock)
         self._books.observe(charter.epoch)
         self._attendance = Attendance(self._clock)
@@ -116,15 +117,14 @@ class SupervisorActor:
             return NotReady("handing over to another supervisor")
         wanted, kept = charter.marks(), self._charter.marks()
         differing = [name for name in kept if wanted[name] != kept[name]]
-        if differing:
-            since = self._clock.monotonic()
-            while self._attendance.others(gateway) and self._clock.monotonic() - since < _JOIN_S:
-                if self._attendance.others(gateway, since):
-                    return self._refusal(charter, differing)
-                await asyncio.sleep(0.1)
+        if differing and not await self._is_needed(gateway):
             self._is_retired = True
             return "replace"
+        if any(name != "bounds" for name in differing):
+            return self._refusal(charter, differing)
         self._attendance.saw(gateway)
+        if differing:
+            return "tolerated"
         if self._is_begun:
             return "joined"
         self._is_begun = True
@@ -180,6 +180,15 @@ class SupervisorActor:
         with contextlib.suppress(RayError):
             await self._blocking(self._store)
         self._held.clear()
+
+    async def _is_needed(self, gateway: str) -> bool:
+        """Whether another gateway is served; one that was here lately may have died, and is given time to ask."""
+        since = self._clock.monotonic()
+        while self._attendance.others(gateway) and self._clock.monotonic() - since < _JOIN_S:
+            if self._attendance.others(gateway, since):
+                return True
+            await asyncio.sleep(0.1)
+        return False
 
     # ------------------------------------------------------------------------------------------------ life
     async def _live(self) -> None:
@@ -290,7 +299,7 @@ class SupervisorActor:
         """What the supervisor before this one stored. Blocks."""
         stored = internal_kv._internal_kv_get(self._key, namespace=b"qraf")
         if stored:
-            epoch, charges = msgspec.msgpack.decode(stored)
+            self._run, epoch, charges = msgspec.msgpack.decode(stored)
             self._books.observe(epoch)
             for name, (last, restarts) in charges.items():
                 if name in self._books.charges:
@@ -299,7 +308,7 @@ class SupervisorActor:
     def _store(self) -> None:
         """Before an epoch is used: it must never be used again. Blocks."""
         charges = {one.name: (one.epoch, one.restarts) for one in list(self._books.charges.values())}
-        stored = msgspec.msgpack.encode((self._books.epoch, charges))
+        stored = msgspec.msgpack.encode((self._run, self._books.epoch, charges))
         internal_kv._internal_kv_put(self._key, stored, True, namespace=b"qraf")
 
     @property
@@ -323,7 +332,7 @@ class SupervisorActor:
                     spec = self._charter.topology.hosts[name]
                     actor = await self._take_spare(spec) or await self._create_host(spec)
                     adopt = actor.call.options(concurrency_group="control").remote
-                    spell = Spell(name, epoch, self._charter.topology, self._charter.states)
+                    spell = replace(self._charter.spell, name=name, epoch=epoch, run=self._run)
                     report: HostReport = raised(await reply(adopt("adopt", spell)))
                     held = _Held(actor, report, None, report.pid, report.machine)
         except (TimeoutError, RayError, QrafError) as error:

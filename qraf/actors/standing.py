@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+from pydantic import BaseModel
 
-from qraf.actors.messages import HostReport
+from qraf.actors.messages import HostReport, Spell
 from qraf.network.topology import Topology
-from qraf.settings import EncoderSettings, GeneratorSettings, RuntimeSettings, SealSettings, StateSettings
+from qraf.settings import EncoderSettings, GeneratorSettings, RuntimeSettings, SealSettings
 from qraf.text.generator import Endpoint
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ SUPERVISOR = "supervisor"  # the name of its actor
 _ENGINES = {"gguf", "threads", "slots", "context_tokens"}  # what an embedded engine is made with
 
 Phase = Literal["down", "starting", "up"]
-Joined = Literal["first", "joined", "replace"]
-"""How a supervisor took a gateway: as its first one, beside others, or not at all, because it keeps a network that
-nobody uses any more and is to be replaced."""
+Joined = Literal["first", "joined", "tolerated", "replace"]
+"""How a supervisor took a gateway: as its first one; beside others; beside others whose bounds count, not its own; or
+not at all, because it keeps a network that nobody uses any more and is to be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,16 @@ class Charter:
     """What a supervisor is to keep running.
 
     Args:
+        spell: what every host is told, but for its name, epoch and run.
         generator: of the embedded engine; None: there is none.
         masters: where the journal's keys come from.
         load: makes the encoder inside each host; must be importable there. None: the one that is named.
         epoch: the highest that is known to have been used.
     """
 
-    topology: Topology
+    spell: Spell
     journal_url: str
     encoder: EncoderSettings
-    states: StateSettings
     runtime: RuntimeSettings
     generator: GeneratorSettings | None
     masters: tuple[SealSettings, Path]
@@ -54,21 +55,31 @@ class Charter:
     epoch: int = 0
 
     @property
+    def topology(self) -> Topology:
+        """The network."""
+        return self.spell.topology
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The processes: every host, and the engine."""
         return (*self.topology.hosts, *((ENGINE,) if self.generator is not None else ()))
 
     def marks(self) -> dict[str, str]:
-        """What must be the same for all that share hosts, as a digest each; no secret can be read from it."""
+        """What must be the same for all that share hosts, as a digest each; no secret can be read from it.
+
+        `bounds`, all else that hosts are told, may differ: then those count under which they were started.
+        """
         place = urlsplit(self.journal_url)
+        told = {field.name: getattr(self.spell, field.name) for field in fields(self.spell)}
+        bounds = {name: value.model_dump(mode="json") for name, value in told.items() if isinstance(value, BaseModel)}
         return {
             "topology": _digest(replace(self.topology, file="", description="", tests=())),
             "journal": _digest([place.scheme.partition("+")[0], place.netloc.rpartition("@")[2], place.path]),
             "encoder": _digest(self.encoder.model_dump(mode="json")),
-            "states": _digest(self.states.model_dump(mode="json")),
             "engine": _digest(
                 None if self.generator is None else self.generator.model_dump(mode="json", include=_ENGINES)
             ),
+            "bounds": _digest(bounds),
         }
 
     def mark(self) -> str:
