@@ -484,7 +484,8 @@ class LinkOut(_OutPart, frozen=True, kw_only=True):
 class RecallDone(_Out, tag="recall.done", frozen=True, kw_only=True):
     """Evidence by falling probability. `coverage` is the probability that the evidence holds together.
 
-    `links` has every noisy link that the state crossed.
+    `links` has every noisy link that the state crossed. `evicted`: items that a byte budget has moved out of the
+    memories that answered. Probabilities and `coverage` do not count them; a `filter` finds the newest of them.
     """
 
     id: str
@@ -494,6 +495,7 @@ class RecallDone(_Out, tag="recall.done", frozen=True, kw_only=True):
     state: Figures
     ms: float = 0.0
     links: tuple[LinkOut, ...] = ()
+    evicted: int = 0
 
 
 class _Stamped(_Out, frozen=True, kw_only=True):

@@ -27,6 +27,9 @@ async def recall_command(
     if done.links:
         console.print(links_table(done.links))
     console.print(f"coverage {done.coverage:.3f}, {done.ms:.0f} ms; {figures_line(done.state)}", markup=False)
+    if done.evicted:
+        told = f"{done.evicted} more items have left by byte budgets; a filter looks among the newest of them"
+        console.print(told, markup=False)
 
 
 async def all_collections(q: Client) -> list[str]:

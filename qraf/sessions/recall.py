@@ -85,6 +85,11 @@ class Measurement:
         """The summed score of everything that was measured."""
         return sum(answer.mass for answer in self.answers)
 
+    @property
+    def evicted(self) -> int:
+        """Items that byte budgets have moved out of the memories that answered."""
+        return sum(answer.figures.tiers.get("evicted", 0) for answer in self.answers)
+
     def figures(self, session: str | None) -> Figures:
         """The session's figures; without a session, those of the memory that responded most."""
         if session is not None:
