@@ -329,6 +329,7 @@ class Service:
             route=self.recaller.settled(measurement),
             state=measurement.figures(request.session),
             links=measurement.links(),
+            evicted=measurement.evicted,
             ms=(self.clock.monotonic() - started) * 1000,
         )
 
