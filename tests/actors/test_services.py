@@ -55,7 +55,7 @@ async def test_the_event_loop_goes_on_while_a_service_works() -> None:
     while not call.done():
         await asyncio.sleep(0.01)
         ticks += 1
-    assert ticks >= 10
+    assert ticks >= 3  # on a machine that does nothing else about 30; one where the loop waits
     assert isinstance(await call, Dequantized)
     await services.close()
 
@@ -65,7 +65,7 @@ async def test_one_service_does_not_wait_for_the_queue_of_another() -> None:
 
     def work(orders):  # type: ignore[no-untyped-def]
         if orders[0] == BAD:
-            gate.wait(5)
+            gate.wait(15)
         return service_work.tell(orders, version=1, seconds=0.0)
 
     services = InlineServices(ServiceSettings(threads=1), work)
@@ -73,7 +73,7 @@ async def test_one_service_does_not_wait_for_the_queue_of_another() -> None:
     await asyncio.sleep(0.05)
     started = time.monotonic()
     assert isinstance(await services.call("correction", ORDER), Dequantized)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     gate.set()
     with pytest.raises(InvalidRequest):
         await blocked

@@ -118,7 +118,7 @@ async def test_a_client_that_was_away_too_long_sees_one_end(model: OpenAIServer)
                 asyncio.get_running_loop().call_later(1.0, setattr, proxy, "is_refusing", False)
         assert (response.done.status, response.done.finish_reason) == ("cancelled", "disconnected")
         assert model.script.text(2000).startswith(response.text)
-        assert model.produced - before < 200
+        assert model.produced - before < 1000
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ async def test_leaving_a_response_while_the_connection_is_down_stops_it(model: O
                 await asyncio.sleep(0.05)
                 break
         proxy.is_refusing = False
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while model.running:
                 await asyncio.sleep(0.01)
 

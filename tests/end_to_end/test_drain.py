@@ -76,5 +76,5 @@ async def _signal_twice(tmp_path: Path, model: OpenAIServer) -> None:
             assert server.process.poll() is None  # it drains
             begun = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(server.process.wait, 5)
-            assert time.monotonic() - begun < 1
+            await asyncio.to_thread(server.process.wait, 10)
+            assert time.monotonic() - begun < 5  # of fifteen seconds

@@ -215,7 +215,7 @@ async def test_decoders_and_their_bytes_are_bounded_and_free_again(model) -> Non
                     )
             large = (await wire.ask(rounds(stream, b"\0" * 1200, id="d", rounds=2)))["error"]
             assert (large["code"], large["retryable"]) == ("limit_exceeded", False)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while pool.open:
                 await asyncio.sleep(0.01)
         assert pool.reserved == 0

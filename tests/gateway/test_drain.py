@@ -35,7 +35,7 @@ async def test_what_takes_longer_than_the_bound_is_cut(model) -> None:
         await wire.until("response.delta")
         begun = time.monotonic()
         await server.drain()
-        assert 0.5 <= time.monotonic() - begun < 2
+        assert 0.5 <= time.monotonic() - begun < 10  # of fifty seconds
         stopping = asyncio.create_task(server.stop())
         frames = await wire.until("goodbye")
         assert [frame["status"] for frame in frames if frame["type"] == "response.done"] == ["cancelled"]
@@ -65,7 +65,7 @@ async def test_nothing_unread_is_waited_for(model) -> None:
         assert server.service.responses.running() == 1
         begun = time.monotonic()
         await server.drain()
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 8  # of fifteen seconds
 
 
 @pytest.mark.parametrize("frame", [ENHANCE, WRITE, {"type": "session.open", "id": "s"}], ids=lambda f: f["type"])

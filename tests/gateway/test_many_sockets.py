@@ -117,7 +117,7 @@ async def test_idle_sockets_and_one_that_never_reads_cost_little_and_hold_nobody
                 deaf_ms, highest = 0.0, 0.0
                 begin = time.perf_counter()
                 while 'qraf_ws_closes_total{code="4008"} 1.0' not in await _metrics(url):
-                    assert time.perf_counter() - begin < 15, "the reader was not let go"
+                    assert time.perf_counter() - begin < 45, "the reader was not let go"
                     deaf_ms = max(deaf_ms, await median_ping_ms(wire, 0.5))
                     highest = max(highest, used())
             model.script = Script(num_tokens=50)

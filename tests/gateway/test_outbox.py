@@ -58,5 +58,5 @@ async def test_drained_means_sent_not_only_taken() -> None:
     await box.get()
     assert not box.is_empty
     reader = asyncio.create_task(box.get())
-    await asyncio.wait_for(box.drained(), 1)
+    await asyncio.wait_for(box.drained(), 10)
     reader.cancel()

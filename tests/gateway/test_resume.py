@@ -156,7 +156,7 @@ async def test_after_a_gap_the_whole_text_is_fetched_and_the_stream_goes_on_exac
 
 async def test_a_slow_reader_is_closed_with_4008_and_may_come_back(model) -> None:
     model.script = Script(words=("x" * 4000,), num_tokens=2000)
-    async with serving(model, send_timeout_s=0.3, ring_session_bytes=1 << 26) as server:
+    async with serving(model, send_timeout_s=1.0, ring_session_bytes=1 << 26) as server:
         async with Deaf(server) as deaf:
             await deaf.ws.send(json.dumps(ENHANCE | {"generate": {"max_tokens": 2000}}))
             await eventually(lambda: not server.app.state.gate.sockets.outboxes)

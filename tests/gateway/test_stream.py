@@ -23,7 +23,7 @@ ENHANCE: dict[str, Any] = {"type": "enhance", "id": "e", "prompt": "Say somethin
 
 
 async def eventually(check: Any) -> None:
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(20):
         while not check():
             await asyncio.sleep(0.01)
 

@@ -37,7 +37,7 @@ class Wire:
         await self.ws.send(frame)
 
     async def recv(self) -> dict[str, Any]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             data = await self.ws.recv()
         frame: dict[str, Any] = msgspec.msgpack.decode(data) if isinstance(data, bytes) else json.loads(data)
         return frame
@@ -57,7 +57,7 @@ class Wire:
     async def closed(self) -> int:
         """The code of the close that comes, after any frames."""
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while True:
                     await self.ws.recv()
         except ConnectionClosed as error:

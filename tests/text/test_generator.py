@@ -41,7 +41,7 @@ async def read(generator: Generator, **choices: Any) -> list[Piece]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -181,22 +181,23 @@ async def test_silence_between_tokens_ends(make: Make) -> None:
     await until(lambda: server.running == 0)
 
 
+@pytest.mark.slow
 async def test_a_slow_reader_is_not_silence(make: Make) -> None:
-    generator, _ = make(Script(per_write=2), token_timeout_s=0.15)
+    generator, _ = make(Script(per_write=2), token_timeout_s=0.5)
     text = ""
     async for piece in generator.stream(QUESTION, max_tokens=6):
+        await asyncio.sleep(0 if text else 0.7)
         text += piece.text
-        await asyncio.sleep(0.1)
     assert text == " t0 t1 t2 t3 t4 t5"
 
 
 async def test_leaving_stops_the_model_within_one_token(make: Make) -> None:
-    generator, server = make(Script(tokens_per_s=50))
+    generator, server = make(Script(tokens_per_s=5))
     seen = 0
     async with aclosing(generator.stream(QUESTION, max_tokens=1000)) as pieces:
         async for piece in pieces:
             seen += piece.tokens
-            if seen >= 5:
+            if seen >= 2:
                 break
     await until(lambda: server.running == 0)
     assert server.produced <= seen + 1
@@ -204,9 +205,9 @@ async def test_leaving_stops_the_model_within_one_token(make: Make) -> None:
 
 
 async def test_cancelling_stops_the_model_within_one_token(make: Make) -> None:
-    generator, server = make(Script(tokens_per_s=50))
+    generator, server = make(Script(tokens_per_s=5))
     task = asyncio.create_task(read(generator, max_tokens=1000))
-    await until(lambda: server.produced >= 3)
+    await until(lambda: server.produced >= 1)
     produced = server.produced
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -250,7 +251,7 @@ async def test_more_than_may_wait_are_refused_at_once(make: Make) -> None:
 
 
 async def test_waiting_for_a_slot_ends(make: Make) -> None:
-    generator, server = make(Script(tokens_per_s=20), slots=1, first_token_timeout_s=0.2)
+    generator, server = make(Script(tokens_per_s=20), slots=1, first_token_timeout_s=0.5)
     first = asyncio.create_task(read(generator, max_tokens=1000))
     await until(lambda: server.running == 1)
     with pytest.raises(LimitExceeded, match="`slots` allows 1"):

@@ -158,6 +158,6 @@ def test_json_is_looked_through() -> None:
     ["eyJ" * 80_000, "aws " * 60_000, "aws_secret_key" * 17_000, "4" * 250_000, "4111 " * 50_000, "sk-" * 80_000],
 )
 def test_a_text_that_is_made_to_be_slow_is_not(text: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     find_secrets(text)
-    assert time.perf_counter() - began < 1.0
+    assert time.thread_time() - began < 1.0

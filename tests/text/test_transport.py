@@ -20,7 +20,7 @@ async def talking_to(handler: Handler) -> AsyncIterator[httpx.AsyncClient]:
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     transport = StreamTransport(2, ssl.create_default_context())
-    async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{port}", timeout=5) as client:
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
         yield client
     server.close()
 
@@ -133,7 +133,7 @@ async def test_leaving_a_body_closes_its_connection() -> None:
     async with talking_to(handler) as client:
         async with client.stream("GET", "/") as response:
             assert await anext(response.aiter_raw()) == b"first"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await left.wait()
 
 

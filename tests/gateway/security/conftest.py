@@ -86,7 +86,7 @@ class Place:
         """The newest audit line that has these values, waited for."""
         import asyncio
 
-        async with asyncio.timeout(5), self.http("default admin") as http:
+        async with asyncio.timeout(15), self.http("default admin") as http:
             while True:
                 for line in (await http.get("/v1/audit?limit=200")).json()["data"]:
                     if all(line[name] == value for name, value in wanted.items()):
