@@ -26,6 +26,8 @@ SAMPLES = [
     errors.NodeDown("a", "host died"),
     errors.EngineFailed("smollm2", "gone"),
     errors.LimitExceeded("max_k", 200, 201, 5),
+    errors.RateExceeded("key.requests", 600, 60, 250),
+    errors.QuotaExceeded("key.items", 1000),
     errors.ReplayGone("rsp_1", 7),
     errors.RunsElsewhere("rsp_1", "alpha:12"),
     errors.GatewayLost("rsp_1"),

@@ -12,6 +12,7 @@ from qraf.cli.seal import rotate
 from qraf.cli.services import correct_app, operations_app, optimize_app, quantize
 from qraf.cli.state import app as state_app
 from qraf.cli.topology import app as topology_app
+from qraf.cli.usage import audit_app, usage
 
 __all__ = ["app"]
 
@@ -33,6 +34,8 @@ app.add_typer(operations_app, name="operations")
 app.add_typer(keys_app, name="keys")
 keys_app.command("rotate")(rotate)
 app.command("tenants")(tenants)
+app.command("usage")(usage)
+app.add_typer(audit_app, name="audit")
 
 Url = Annotated[
     str, typer.Option("--url", envvar="QRAF_URL", help="The server: ws, wss, http or https.", metavar="URL")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["keys_app", "tenants"]
+__all__ = ["Call", "Data", "Json", "Url", "keys_app", "run_calls", "show_list", "tenants"]
 
 keys_app = typer.Typer(help="Create, list and revoke API keys; rotate the master key.", no_args_is_help=True)
 
@@ -41,17 +41,17 @@ def create(
     """Make a key and print it, this once."""
     body: _Json = {"role": role, "tenant": tenant, "name": name, "scopes": scope or [], "ttl_s": ttl_s}
 
-    async def work(call: _Call) -> None:
+    async def work(call: Call) -> None:
         made = await call("POST", "/v1/keys", {key: value for key, value in body.items() if value is not None})
         _print_new(made, as_json)
 
-    _run(work, url, data, as_json)
+    run_calls(work, url, data, as_json)
 
 
 @keys_app.command("list")
 def list_(data: Data = None, url: Url = _URL, as_json: Json = False) -> None:
     """The keys, without their secrets; with --json a line for each."""
-    _list(
+    show_list(
         "/v1/keys", ("key", "tenant", "role", "name", "status", "created_at", "expires_at"), "keys", url, data, as_json
     )
 
@@ -65,7 +65,7 @@ def revoke(
 ) -> None:
     """Refuse a key from now on, within a second on every gateway."""
 
-    async def work(call: _Call) -> None:
+    async def work(call: Call) -> None:
         from urllib.parse import quote
 
         from qraf.cli.output import console, print_json
@@ -76,18 +76,19 @@ def revoke(
         else:
             console.print(f"key {gone['key']} is revoked", markup=False)
 
-    _run(work, url, data, as_json)
+    run_calls(work, url, data, as_json)
 
 
 def tenants(data: Data = None, url: Url = _URL, as_json: Json = False) -> None:
     """Every tenant that has keys; with --json a line for each."""
-    _list("/v1/tenants", ("tenant", "active_keys", "keys"), "tenants", url, data, as_json)
+    show_list("/v1/tenants", ("tenant", "active_keys", "keys"), "tenants", url, data, as_json)
 
 
-_Call = Callable[[str, str, _Json | None], Awaitable[_Json]]
+Call = Callable[[str, str, _Json | None], Awaitable[_Json]]
 
 
-def _run(work: Callable[[_Call], Awaitable[None]], url: str, data: Path | None, as_json: bool) -> None:
+def run_calls(work: Callable[[Call], Awaitable[None]], url: str, data: Path | None, as_json: bool) -> None:
+    """Run what makes REST calls: by a server, or on the journal of a data directory."""
     from qraf.cli.output import run
 
     async def whole() -> None:
@@ -97,8 +98,9 @@ def _run(work: Callable[[_Call], Awaitable[None]], url: str, data: Path | None, 
     run(whole(), as_json)
 
 
-def _list(path: str, fields: tuple[str, ...], what: str, url: str, data: Path | None, as_json: bool) -> None:
-    async def work(call: _Call) -> None:
+def show_list(path: str, fields: tuple[str, ...], what: str, url: str, data: Path | None, as_json: bool) -> None:
+    """Print every page of a list, as a table or as JSON lines."""
+    async def work(call: Call) -> None:
         from urllib.parse import quote
 
         from rich.box import SIMPLE_HEAD
@@ -123,7 +125,7 @@ def _list(path: str, fields: tuple[str, ...], what: str, url: str, data: Path | 
         if not as_json:
             console.print(table if table.row_count else f"no {what}")
 
-    _run(work, url, data, as_json)
+    run_calls(work, url, data, as_json)
 
 
 def _print_new(made: _Json, as_json: bool) -> None:
@@ -146,7 +148,7 @@ def _id(key: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _server(url: str) -> AsyncIterator[_Call]:
+async def _server(url: str) -> AsyncIterator[Call]:
     from qraf.client.rest import Rest
 
     rest = Rest(url)
@@ -161,7 +163,7 @@ async def _server(url: str) -> AsyncIterator[_Call]:
 
 
 @contextlib.asynccontextmanager
-async def _journal(data: Path) -> AsyncIterator[_Call]:
+async def _journal(data: Path) -> AsyncIterator[Call]:
     """The same calls on the journal itself: for the first key of a server that nobody can enter yet."""
     import asyncio
 

@@ -1,4 +1,4 @@
-"""Keys without a server: the calls of `/v1/keys` and `/v1/tenants`, answered from the journal of a data directory."""
+"""Keys without a server: calls of `/v1/keys`, `/v1/tenants` and `/v1/audit/check`, answered from the journal itself."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ class KeyDesk:
             case "GET", ["tenants"]:
                 found = await self._keys.tenants()
                 return {"data": [{"tenant": one[0], "active_keys": one[1], "keys": one[2]} for one in found]}
+            case "GET", ["audit", "check"]:
+                head = parse_qs(parts.query).get("head", [None])[0]
+                return msgspec.structs.asdict(await self._audit.check(head))
         raise NotFound("route", path)
 
     def close(self) -> None:

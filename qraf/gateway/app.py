@@ -13,7 +13,19 @@ from qraf.gateway.bodies import Gate, enter, failure, note_limit
 from qraf.gateway.door import Door
 from qraf.gateway.metrics import GatewayMeters
 from qraf.gateway.openapi import serve_document
-from qraf.gateway.routes import enhance, health, memory, network, operations, security, services, sessions, states
+from qraf.gateway.repeats import Repeats
+from qraf.gateway.routes import (
+    enhance,
+    health,
+    memory,
+    network,
+    operations,
+    security,
+    services,
+    sessions,
+    states,
+    usage,
+)
 from qraf.gateway.security.authority import Authority
 from qraf.gateway.sockets import Sockets
 from qraf.sessions.service import Service
@@ -39,7 +51,8 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     authority = Authority(settings, service.journal.keys, service.clock)
     everyone = TenantService(service)
     sockets = Sockets(everyone, meters, authority)
-    app.state.gate = Gate(everyone, settings, meters, sockets, authority)
+    repeats = Repeats(service.journal.answers, settings.repeats, service.clock)
+    app.state.gate = Gate(everyone, settings, meters, sockets, authority, repeats)
     app.add_middleware(Door, meters=meters, settings=settings.gateway, authority=authority)
     app.add_exception_handler(QrafError, _failed)
     app.add_exception_handler(HTTPException, _failed)
@@ -52,6 +65,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         services.router,
         operations.router,
         security.router,
+        usage.router,
         health.health,
         health.documents,
     ):
@@ -70,6 +84,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
             *services.TYPES,
             *operations.TYPES,
             *security.TYPES,
+            *usage.TYPES,
             *health.TYPES,
         ),
     )

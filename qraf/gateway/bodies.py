@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -27,6 +27,9 @@ from qraf.sessions.tenants import TenantService
 from qraf.settings import Settings
 from qraf.times import format_time
 
+if TYPE_CHECKING:
+    from qraf.gateway.repeats import Repeats
+
 __all__ = [
     "Gate",
     "PageQuery",
@@ -44,6 +47,7 @@ __all__ = [
     "request_id",
     "time_out",
     "to_frame",
+    "whole_body",
 ]
 
 T = TypeVar("T")
@@ -61,6 +65,7 @@ class Gate:
     meters: GatewayMeters
     sockets: Sockets
     authority: Authority
+    repeats: Repeats
 
 
 class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,7 +187,7 @@ async def read(request: Request, kind: type[T], most: int | None = None) -> T:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise HTTPException(415, f"the body must be application/json, but is '{content_type[:100]}'")
-    data = await _bytes(request, most or gate(request).settings.limits.max_frame_bytes)
+    data = await whole_body(request, most or gate(request).settings.limits.max_frame_bytes)
     try:
         if len(data) > _LONG:  # would keep every other connection waiting
             return await asyncio.to_thread(msgspec.json.decode, data, type=kind)
@@ -196,6 +201,29 @@ async def read(request: Request, kind: type[T], most: int | None = None) -> T:
         if pointer is not None:
             raise InvalidRequest("must be a finite number; JSON has no NaN or Infinity", pointer) from None
         raise ProtocolError(f"the body is no JSON: {error}") from None
+
+
+async def whole_body(request: Request, most: int) -> bytes:
+    """The bytes of a request; may be asked for more than once. Raises HTTPException (413) for more than `most`."""
+    known: bytes | None = request.scope["state"].get("body")
+    told = request.headers.get("content-length", "0")
+    if told.isdigit() and int(told) > most:
+        raise HTTPException(413, f"a body may have {most} bytes, but has {told}")
+    if known is None:
+        parts: list[bytes] = []
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                break
+            parts.append(part)
+        known = b"".join(parts)
+    else:
+        size = len(known)
+    if size > most:
+        raise HTTPException(413, f"a body may have {most} bytes, but has more")
+    request.scope["state"]["body"] = known
+    return known
 
 
 def query(request: Request, kind: type[T]) -> T:
@@ -252,7 +280,7 @@ def _http_detail(error: HTTPException, request: Request) -> str:
     if error.status_code == 404 and error.detail == "Not Found":
         return f"no route {request.url.path[:200]}; /v1/openapi.json lists them"
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow", "")
+        allowed = ", ".join(methods_of(request.url.path))
         return f"{request.method} is not for {request.url.path[:200]}" + (f", but {allowed}" if allowed else "")
     return str(error.detail)
 
@@ -263,17 +291,3 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
     if field.default_factory is not msgspec.NODEFAULT:
         return msgspec.field(default_factory=field.default_factory)
     return msgspec.field()
-
-
-async def _bytes(request: Request, most: int) -> bytes:
-    told = request.headers.get("content-length", "0")
-    if told.isdigit() and int(told) > most:
-        raise HTTPException(413, f"a body may have {most} bytes, but has {told}")
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise HTTPException(413, f"a body may have {most} bytes, but has more")
-        parts.append(part)
-    return b"".join(parts)

@@ -7,12 +7,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
 from ulid import ULID
 
-from qraf.frames import Metrics, NetworkDelta, NetworkSnapshot, NodeView, ServerFrame, UsageFrame
+from qraf.frames import Metrics, NetworkDelta, NetworkSnapshot, NodeView, ServerFrame, UsageFrame, UsageToday
 from qraf.gateway.outbox import Message
 from qraf.records import Figures
 from qraf.sessions.tenants import TenantService
+from qraf.storage.usage import date_of
 
 __all__ = ["NetworkWatch", "SessionWatch", "Topic", "Usage", "UsageWatch", "Watched", "topic_for"]
 
@@ -61,7 +63,7 @@ def topic_for(topic: str, service: TenantService, usage: Usage) -> Topic:
     if topic == "network":
         return NetworkWatch(service)
     if topic == "usage":
-        return UsageWatch(usage)
+        return UsageWatch(service, usage)
     return SessionWatch(service, topic.removeprefix("session:"))
 
 
@@ -118,22 +120,37 @@ class SessionWatch:
 
 
 class UsageWatch:
-    """`usage`: counts of this connection."""
+    """`usage`: counts of this connection, and of its key's day, which are looked up once a second at most."""
 
-    def __init__(self, usage: Usage) -> None:
+    def __init__(self, service: TenantService, usage: Usage) -> None:
         self.stream, self.skipped, self._seq = _stream(), 0, 0
-        self._usage = usage
-        self._sent: Usage | None = None
+        self._usage, self._account = usage, service.account
+        self._sent: tuple[Usage, UsageToday | None] | None = None
+        self._today: UsageToday | None = None
+        self._looked_at = float("-inf")
 
     async def poll(self) -> bool:
         """Look again."""
-        return self._usage != self._sent
+        now = asyncio.get_running_loop().time()
+        if self._account is not None and now - self._looked_at >= _DAY_EVERY_S:
+            self._looked_at = now
+            day, used, held = await self._account.today()
+            self._today = UsageToday(
+                day=date_of(day), **msgspec.structs.asdict(used), held_items=held.items, held_bytes=held.bytes
+            )
+        return (self._usage, self._today) != self._sent
 
     def frame(self) -> ServerFrame:
         """The counts."""
         self._seq += 1
-        self._sent, skipped, self.skipped = dataclasses.replace(self._usage), self.skipped, 0
-        return UsageFrame(stream=self.stream, seq=self._seq, skipped=skipped, **dataclasses.asdict(self._sent))
+        mine, skipped, self.skipped = dataclasses.replace(self._usage), self.skipped, 0
+        self._sent = mine, self._today
+        return UsageFrame(
+            stream=self.stream, seq=self._seq, skipped=skipped, today=self._today, **dataclasses.asdict(mine)
+        )
+
+
+_DAY_EVERY_S = 1.0
 
 
 def _stream() -> str:

@@ -17,7 +17,7 @@ from qraf.sessions.meters import Meters
 from qraf.sessions.rates import Meter, Rates
 from qraf.sessions.usage import Ledger
 from qraf.settings import Allowance, QuotaSettings
-from qraf.storage.usage import Counts, Payer, Spend, UsageTable
+from qraf.storage.usage import Counts, Held, Payer, Spend, UsageTable
 
 __all__ = ["Account", "Accounts", "Standing"]
 
@@ -149,6 +149,13 @@ class Account:
             await self._accounts.ledger.spend(Spend(self.payer, tokens, prompt))
         except QuotaExceeded as refusal:
             raise self.refused(refusal) from None
+
+    async def today(self) -> tuple[int, Counts, Held]:
+        """The day, what was used on it over all gateways (here to the second), and what is held now."""
+        table, day = self._accounts.table, self._accounts.ledger.day
+        used = await asyncio.to_thread(table.total, self.tenant, self.key, (day, day))
+        used.add(self._accounts.ledger.waiting(self.payer))
+        return day, used, await asyncio.to_thread(table.held, self.tenant, self.key)
 
     async def settle(self, counts: Counts) -> None:
         """Count what is known only now, durable on return if the journal answers in time."""

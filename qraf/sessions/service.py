@@ -185,6 +185,7 @@ class Service:
                 self.recaller.touch()
                 await self.recaller.refresh()
                 self.meters.see(self.network())
+                self.meters.rates_alone.set(self.accounts.rates.away is not None)
                 self.meters.restarts.set(sum(self.runtime.restarts.values()))
             except QrafError as error:
                 log.warning("the router keeps what it knew: %s", error)

@@ -60,9 +60,18 @@ class Ledger:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.shutdown)
 
+    @property
+    def day(self) -> int:
+        """Today, in days since 1970-01-01 (UTC)."""
+        return day_of(self._clock.now())
+
+    def waiting(self, payer: Payer) -> Counts:
+        """What of today is not written yet."""
+        return self._counts.get((payer.tenant, payer.key, self.day), Counts())
+
     def count(self, payer: Payer, counts: Counts) -> None:
         """Add to what a key used today; written within a second."""
-        self._add((payer.tenant, payer.key, day_of(self._clock.now())), counts)
+        self._add((payer.tenant, payer.key, self.day), counts)
 
     async def spend(self, spend: Spend) -> None:
         """Count tokens that are about to be shown; durable on return. Cancel: they may have been counted.

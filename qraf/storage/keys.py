@@ -71,7 +71,7 @@ class AuditCheck(msgspec.Struct, frozen=True, kw_only=True):
     """What a walk along the chain found.
 
     `broken`: the number of the first line that was changed, or before which one is missing. `head`: the digest of the
-    line `last`; that lines were cut off at the end shows where an older head was kept elsewhere. `unchained`: lines of
+    line `last`; that lines were cut off at the end shows when an older head was kept elsewhere. `unchained`: lines of
     a version before there was a chain.
     """
 
@@ -201,9 +201,10 @@ class KeyTable:
         return found[:limit], None if end is None else encode_cursor("audit", end.seq)
 
     @retried
-    def check_audit(self) -> AuditCheck:
-        """Walk along the chain of all lines."""
+    def check_audit(self, head: tuple[int, str] | None = None) -> AuditCheck:
+        """Walk along the chain of all lines; a `head` of before (number, digest) must be on the way."""
         lines, unchained, last, chain = 0, 0, 0, b""
+        at, digest = head or (0, "")
         while True:
             with self._read("read audit") as connection:
                 query = select(_audit).where(_audit.c.seq > last).order_by(_audit.c.seq).limit(_MANY)
@@ -216,8 +217,11 @@ class KeyTable:
                 if row.chain is None or bytes(row.chain) != _link(chain, dict(row._mapping)):
                     return AuditCheck(lines=lines, unchained=unchained, broken=last, last=last, head=chain.hex())
                 chain = bytes(row.chain)
+                if last == at:
+                    at = 0 if chain.hex() == digest else at
             if len(rows) < _MANY:
-                return AuditCheck(lines=lines, unchained=unchained, broken=None, last=last, head=chain.hex())
+                broken = at or None
+                return AuditCheck(lines=lines, unchained=unchained, broken=broken, last=last, head=chain.hex())
 
 
 _LINE = [column for column in _audit.columns if column.name != "chain"]

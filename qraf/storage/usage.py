@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import date
 from typing import Any
 
 import msgspec
@@ -22,9 +23,10 @@ from qraf.storage.line import Line, retried
 from qraf.storage.pages import check_limit, decode_cursor, encode_cursor
 from qraf.tenants import tenant_of
 
-__all__ = ["DAY_S", "Counts", "Held", "Payer", "Spend", "UsageRow", "UsageTable", "day_of", "nobody"]
+__all__ = ["DAY_S", "Counts", "Held", "Payer", "Spend", "UsageRow", "UsageTable", "date_of", "day_named", "day_of", "nobody"]
 
 DAY_S = 86_400
+_FIRST = date(1970, 1, 1).toordinal()
 _usage, _held, _items = tables.usage, tables.held, tables.items
 _NAMES = ("requests", "frames", "items", "bytes", "responses", "prompt_tokens", "generated_tokens")
 
@@ -78,6 +80,24 @@ class Spend(msgspec.Struct, frozen=True):
     payer: Payer
     generated: int
     prompt: int = 0
+
+
+def date_of(day: int) -> str:
+    """A day as a date.
+
+    >>> date_of(20780)
+    '2026-11-23'
+    """
+    return date.fromordinal(_FIRST + day).isoformat()
+
+
+def day_named(text: str) -> int:
+    """The day of a date; raises ValueError.
+
+    >>> day_named("2026-11-23")
+    20780
+    """
+    return date.fromisoformat(text).toordinal() - _FIRST
 
 
 _UNBOUNDED = (1 << 62,) * 3

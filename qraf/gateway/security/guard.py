@@ -79,6 +79,8 @@ ROUTES: dict[tuple[str, str], str] = {
     ("DELETE", "/v1/keys/{key}"): "keys:write",
     ("GET", "/v1/tenants"): "tenants:read",
     ("GET", "/v1/audit"): "audit:read",
+    ("GET", "/v1/audit/check"): "audit:read",
+    ("GET", "/v1/usage"): "usage:read",
     # a probe has no key; without one the answer says no more than whether the server is ready
     ("GET", "/v1/health/live"): PUBLIC,
     ("GET", "/v1/health/ready"): PUBLIC,

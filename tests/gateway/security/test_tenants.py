@@ -151,6 +151,8 @@ WALK: dict[tuple[str, str], list[tuple[str, Callable[[Held], Body]]]] = {
     ("DELETE", "/v1/keys/{key}"): [(NOT_THERE, lambda h: {})],
     ("GET", "/v1/tenants"): [(OWN, lambda h: {})],
     ("GET", "/v1/audit"): [(OWN, lambda h: {})],
+    ("GET", "/v1/audit/check"): [(REFUSED, lambda h: {})],
+    ("GET", "/v1/usage"): [(OWN, lambda h: {}), (REFUSED, lambda h: {"params": {"tenant": "acme"}})],
     **{
         ("GET", path): [(OWN, lambda h: {})]
         for path in (
@@ -161,7 +163,7 @@ WALK: dict[tuple[str, str], list[tuple[str, Callable[[Held], Body]]]] = {
 }
 # an admin of the default tenant makes and revokes the keys of every tenant
 GOVERNED = {("GET", "/v1/keys"), ("POST", "/v1/keys"), ("DELETE", "/v1/keys/{key}"), ("GET", "/v1/tenants")}
-GOVERNED |= {("GET", "/v1/audit")}
+GOVERNED |= {("GET", "/v1/audit"), ("GET", "/v1/audit/check"), ("GET", "/v1/usage")}
 
 
 def test_the_walk_has_every_route() -> None:
