@@ -219,7 +219,7 @@ async def test_generate_false_stops_at_the_evidence(service: Service, model: Ope
 
 
 async def test_cancel_ends_once_and_stops_the_model(service: Service, model: OpenAIServer) -> None:
-    model.script = Script(tokens_per_s=50)
+    model.script = Script(tokens_per_s=5)
     await filled(service)
     response = await service.enhance(
         Enhance(id="7", session="ana", prompt="nuts?", generate=GenerateChoice(max_tokens=1000)), "me"

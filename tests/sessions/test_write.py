@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -56,6 +57,12 @@ async def settled() -> None:
     """Let everything go on that can, threads included."""
     for _ in range(50):
         await asyncio.sleep(0.001)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 # ------------------------------------------------------------------------------------------------------ what is written
@@ -300,14 +307,13 @@ async def test_bytes_under_way_are_bounded(writer, runtime, journal):
 async def test_a_write_given_up_by_its_client_is_still_absorbed(writer, runtime, journal):
     runtime.gate.clear()
     write = asyncio.create_task(writer.write(session="alice", items=said("hello")))
-    await settled()
+    await until(lambda: journal.count("s/alice"))
     write.cancel()
     with pytest.raises(asyncio.CancelledError):
         await write
     runtime.gate.set()
-    await settled()
     [item] = journal.items("s/alice")
-    assert runtime.held("s/alice") == {"desk": {item.seq}}
+    await until(lambda: runtime.held("s/alice") == {"desk": {item.seq}})
 
 
 async def test_closing_brings_writes_to_their_end_and_refuses_new_ones(writer, runtime):
