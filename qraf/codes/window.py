@@ -33,6 +33,7 @@ from qraf.errors import InvalidState
 __all__ = ["Committed", "WindowDecoder", "WindowPlan"]
 
 _DEPTH_OF_DEM = 10  # layers of a window on a model of unknown distance; commit half of them
+_UNPACKED = 2**22  # bits that are a byte each for a moment
 _MATCHINGS = 32  # kept per plan: a regular code needs three
 
 
@@ -123,8 +124,7 @@ class WindowPlan:
         check_b8(detectors, len(order))
         if bool((np.diff(order) > 0).all()):
             return detectors
-        bits = np.unpackbits(detectors, axis=1, count=len(order), bitorder="little")
-        return np.packbits(bits[:, order], axis=1, bitorder="little")
+        return _picked(detectors, len(order), order)
 
     def packed(self, detectors: NDArray[np.uint8], start: int, layers: int) -> NDArray[np.uint8]:
         """Turn b8 rows of all detectors of some layers into whole bytes per layer of the relevant ones."""
@@ -133,9 +133,7 @@ class WindowPlan:
         relevant = np.flatnonzero(self.graph.relevant[columns])
         layer, place = self._layer[columns[relevant]] - start, self._place[columns[relevant]]
         source[layer * self.layer_bytes * 8 + place] = relevant
-        bits = np.unpackbits(detectors, axis=1, count=len(columns), bitorder="little")
-        # one more column of zeros, from which the padding is taken
-        return np.packbits(np.pad(bits, ((0, 0), (0, 1)))[:, source], axis=1, bitorder="little")
+        return _picked(detectors, len(columns), source)
 
     def decode(
         self, part: NDArray[np.uint8], start: int, layers: int, commit: int, count: bool
@@ -311,6 +309,17 @@ class _Edges:
     probability: NDArray[np.float64]
     flips: NDArray[np.int64]
     sets: Sequence[frozenset[int]]
+
+
+def _picked(rows: NDArray[np.uint8], count: int, source: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The bits `source` of b8 rows of `count` bits, as b8; bit `count` is 0. A few shots are unpacked at a time."""
+    out = np.empty((len(rows), b8_bytes(len(source))), np.uint8)
+    step = max(1, _UNPACKED // max(1, count, len(source)))
+    for start in range(0, len(rows), step):
+        bits = np.unpackbits(rows[start : start + step], axis=1, count=count, bitorder="little")
+        wider = np.pad(bits, ((0, 0), (0, 1)))
+        out[start : start + step] = np.packbits(wider[:, source], axis=1, bitorder="little")
+    return out
 
 
 def _sorted_edges(graph: MatchingGraph) -> _Edges:

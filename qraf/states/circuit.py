@@ -125,8 +125,8 @@ class _Runner:
             for name, places in self.qubits.items()
             for k in range(len(places))
         ]
-        factor = kets.rows.conj() / torch.linalg.vector_norm(kets.rows)
-        state = State(factor, (2,) * self.n)
+        norm = torch.linalg.vector_norm(kets.rows)
+        state = State(kets.rows.conj() / norm, (2,) * self.n).having_lost(1 - float(norm.square()))  # in folds
         return CircuitRun(state, tuple(names), named if self.bits else {}, self.gates.operations)
 
     def _scalars(self) -> set[str]:

@@ -85,7 +85,9 @@ def merge(states: Sequence[State], weights: Sequence[float] | Tensor | None = No
     dtype = torch.complex128 if complex_ones else torch.float64
     pairs = zip(shares.tolist(), states, strict=True)
     factor = stack(math.sqrt(share) * one.factor.to(dtype) for share, one in pairs if share)
-    return State(factor / torch.linalg.vector_norm(factor), states[0].dims)
+    norm = torch.linalg.vector_norm(factor)
+    mixed = State(factor / norm, states[0].dims)
+    return mixed.having_lost(1 - float(norm.square()))  # in folds on the way
 
 
 def compare(a: State, b: State) -> Comparison:

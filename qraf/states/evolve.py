@@ -90,14 +90,18 @@ def _evolved(
     factors: Tensor, channel: Channel, dims: tuple[int, ...], on: tuple[int, ...]
 ) -> list[tuple[Tensor, float]]:
     grown = join(channel.rows(split(factors, dims, on), tuple(dims[index] for index in on)), dims, on)
+    # channels keep the trace, so what folds on the way left out, and what is left out here, is what is missing
+    given = factors.abs().square().sum((-2, -1))
     if grown.shape[-2] == 1:
-        return [(one, 0.0) for one in grown]
-    rows, values = principal_rows(grown)
-    ranks = (values > eigenvalue_cut(values)).sum(-1).tolist()
-    return [
-        (one[:rank] / torch.linalg.vector_norm(one[:rank]), max(0.0, float(spectrum[rank:].sum())))
-        for one, rank, spectrum in zip(rows, ranks, values, strict=True)
-    ]
+        rows, ranks = grown, [1] * len(grown)
+    else:
+        rows, values = principal_rows(grown)
+        ranks = (values > eigenvalue_cut(values)).sum(-1).tolist()
+    made = []
+    for one, rank, trace in zip(rows, ranks, given.tolist(), strict=True):
+        norm = torch.linalg.vector_norm(one[:rank])
+        made.append((one[:rank] / norm, max(0.0, trace - float(norm.square()))))
+    return made
 
 
 def _cut(state: State, lost: float, loss: float) -> tuple[State, float]:

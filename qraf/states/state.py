@@ -107,8 +107,7 @@ class State:
         alive = values > d * eps * values.abs().amax()
         rows = (values[alive].sqrt()[:, None] * vectors[:, alive].mH).flip(0)
         state = cls(_unit(rows), tuple(dims))
-        object.__setattr__(state, "cut", state.cut + float(values[~alive].abs().sum()))  # negative ones too
-        return state
+        return state.having_lost(float(values[~alive].abs().sum()))  # negative ones too
 
     @classmethod
     def _whole(cls, factor: Tensor, dims: tuple[int, ...]) -> State:
@@ -186,6 +185,12 @@ class State:
         elif self.d <= RHO_MAX:
             figures["l1_coherence"] = float(measures.l1_coherence(self.rho()))
         return figures
+
+    def having_lost(self, trace: float) -> State:
+        """This state with more counted in `cut`: what was left out before it was made."""
+        if trace > 0:
+            object.__setattr__(self, "cut", self.cut + trace)
+        return self
 
     def recompressed(self, loss: float = 0.0) -> tuple[State, float]:
         """Cut the smallest eigenvalues, of sum at most `loss`, and say what was lost.

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from qraf.codes import window
 from qraf.codes.decoder import Decoder
 from qraf.codes.experiment import Experiment, Noise, Samples, b8_bytes, dem, sample
 from qraf.codes.rates import error_rate
@@ -207,3 +208,14 @@ def test_events_without_a_match_are_named() -> None:
     plan = WindowPlan.of_dem("error(0.1) D0 D1 L0\ndetector(0) D0\ndetector(1) D1")
     with pytest.raises(InvalidState, match="perfect matching"):
         WindowDecoder(plan, 1).push(np.array([[1]], np.uint8), 2)
+
+
+def test_shots_are_repacked_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    rows = np.packbits(rng.integers(0, 2, (37, 19), np.uint8), axis=1, bitorder="little")
+    source = rng.permutation(20)  # the last is the zero behind the bits
+    at_once = window._picked(rows, 19, source)
+    bits = np.pad(np.unpackbits(rows, axis=1, count=19, bitorder="little"), ((0, 0), (0, 1)))
+    assert (np.unpackbits(at_once, axis=1, count=20, bitorder="little") == bits[:, source]).all()
+    monkeypatch.setattr(window, "_UNPACKED", 100)  # five shots
+    assert (window._picked(rows, 19, source) == at_once).all()

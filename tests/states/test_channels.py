@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -223,6 +224,15 @@ def test_many_operators_are_folded_on_the_way() -> None:
     state = State(exact.random_state(20, 2, 4), (4, 5))
     want, _ = evolve(state, ch.Depolarizing(0.4))
     assert torch.allclose(evolve(state, kraus, (1, 0))[0].rho(), want.rho(), atol=1e-15)
+
+
+def test_what_folds_on_the_way_leave_out_is_counted() -> None:
+    letters = ["".join(one) for one in itertools.product("IXYZ", repeat=5)]
+    noise = ch.PauliNoise(dict.fromkeys(letters[1:], 1e-16))
+    ground = State.of_ket(torch.eye(32, dtype=C)[0], (2,) * 5)
+    after, lost = evolve(ground, noise)
+    assert after.rank == 1
+    assert lost == pytest.approx((1024 - 32) * 1e-16, rel=0.05)  # 32 strings have no X and no Y
 
 
 @pytest.fixture(scope="module")
