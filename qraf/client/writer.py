@@ -68,6 +68,7 @@ class Writer:
         self._is_closed = False
         self._accepted = self._duplicates = self._version = 0
         self._ids: dict[int, tuple[str, ...]] = {}
+        self._made: set[int] = set()  # items of batches that are not done yet whose ids were made here
         self._rejected: list[Rejected] = []
         self._warnings: list[ItemWarning] = []
         self._state = Figures()
@@ -100,6 +101,7 @@ class Writer:
             base = {"text": item} if isinstance(item, str) else msgspec.to_builtins(item)
             item = {key: value for key, value in base.items() if key != "type"} | fields
         wire = to_wire(item, self._count)
+        has_id = not isinstance(item, str) and (item.item_id if isinstance(item, WireItem) else item.get("item_id"))
         index, size = self._count, wire_bytes(wire)
         self._count += 1
         assert wire.item_id is not None
@@ -108,6 +110,8 @@ class Writer:
             return wire.item_id
         if self._bytes + size > self._max_bytes:
             await self._dispatch()
+        if not has_id:
+            self._made.add(index)
         self._buffer.append((index, wire))
         self._bytes += size
         if len(self._buffer) >= self._batch:
@@ -214,6 +218,29 @@ class Writer:
                 await asyncio.sleep(min(wait_s, 5.0) * random.uniform(0.8, 1.2))
                 pause_s = min(pause_s * 2, 5.0)
 
+    def _own_ids(self, batch: _Batch, done: WriteDone) -> tuple[int, tuple[str, ...]]:
+        """How many items of a batch this writer has written, and their ids in order.
+
+        An id that was made here can be a duplicate only of an earlier sending whose answer was lost.
+        """
+        if not done.duplicates:
+            return done.accepted, done.item_ids
+        names = {item.item_id for _, item in batch}
+        told: dict[str | None, list[str]] = {}
+        for name in done.item_ids:  # of a document these are passages, `ID#0` and so on
+            told.setdefault(name if name in names else name.rpartition("#")[0], []).append(name)
+        rejected = {one.index for one in done.rejected}
+        ids: list[str] = []
+        found = others = 0
+        for place, (index, item) in enumerate(batch):
+            if item.item_id in told:
+                ids += told[item.item_id]
+            elif place not in rejected:
+                is_own = index in self._made
+                ids += [item.item_id or ""] * is_own
+                found, others = found + is_own, others + (not is_own)
+        return done.accepted + (found if others else done.duplicates), tuple(ids)
+
     def _take(self, batch: _Batch, done: WriteDone, *, is_last: bool) -> _Batch:
         """Add an answer to the result; returns the items to send again."""
         again: _Batch = []
@@ -224,12 +251,14 @@ class Writer:
                 again.append(batch[rejected.index])
             else:
                 self._rejected.append(msgspec.structs.replace(rejected, index=batch[rejected.index][0]))
-        self._accepted += done.accepted
-        self._duplicates += done.duplicates
+        accepted, ids = self._own_ids(batch, done)
+        self._accepted += accepted
+        self._duplicates += done.accepted + done.duplicates - accepted
         self._warnings += done.warnings
         self._version, self._state = done.state_version, done.state
-        if self._keep_ids and done.item_ids:
+        if self._keep_ids and ids:
             first = batch[0][0]
-            self._ids[first] = self._ids.get(first, ()) + done.item_ids
+            self._ids[first] = self._ids.get(first, ()) + ids
+        self._made -= {index for index, _ in batch} - {index for index, _ in again}
         self._advance(len(batch) - len(again))
         return again

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 import qraf.client
+from qraf.client.reconnect import Reconnect
 from qraf.errors import ConnectionLost, ServerError
 from tests.client.scripted import FIGURES, Frame, Peer, error, scripted, write_done
 
@@ -131,3 +132,28 @@ async def test_lost_connection_ends_the_writer() -> None:
     async with scripted(write=die) as server, qraf.connect(server.url, reconnect=False) as q:
         with pytest.raises(ConnectionLost):
             await stream(q)
+
+
+async def test_what_an_earlier_sending_wrote_counts_as_written_with_its_ids() -> None:
+    written = {"mine"}
+    seen: list[str] = []
+
+    async def dies_after_writing(peer: Peer, frame: Frame) -> None:
+        ids = [item["item_id"] for item in frame["items"]]
+        fresh = [name for name in ids if name not in written]
+        done = {"accepted": len(fresh), "duplicates": len(ids) - len(fresh), "item_ids": fresh}
+        written.update(ids)
+        seen.append(frame["id"])
+        if len(seen) == 1:
+            peer.ws.transport.abort()
+        else:
+            await peer.send({"type": "write.done", "id": frame["id"], "state": FIGURES} | done)
+
+    quick = Reconnect(first_s=0.005, most_s=0.05)
+    async with scripted(write=dies_after_writing) as server, qraf.connect(server.url, reconnect=quick) as q:
+        async with q.writer("s", batch=3) as writer:
+            ids = [await writer.add("a"), await writer.add("b", item_id="mine"), await writer.add("c")]
+        assert (writer.result.accepted, writer.result.duplicates) == (2, 1)
+        assert writer.result.item_ids == (ids[0], ids[2])
+        assert (await q.write(["d"], session="s")).accepted == 1
+        assert not writer._made
