@@ -53,6 +53,7 @@ class Held:
     is_new: bool = True  # nothing was read for it yet
     saved_version: int = 0  # what the newest snapshot holds
     saved_at: float = field(default_factory=time.monotonic)
+    wait_until: float = 0.0  # none could be made a moment ago
 
     def measure(self) -> None:
         """Note the size, under the lock, so that counters can be read without it."""
@@ -61,7 +62,8 @@ class Held:
     def is_due(self, settings: SnapshotSettings, now: float, is_last: bool) -> bool:
         """Whether there should be a new snapshot. Read without the lock: a number that is late makes it late."""
         changed = self.memory.version - self.saved_version
-        if not changed or self.items < settings.min_items or self.is_stale:
+        is_waiting = now < self.wait_until and not is_last
+        if not changed or self.items < settings.min_items or self.is_stale or is_waiting:
             return False
         many = max(settings.every_items, self.items // 8)
         return is_last or abs(changed) >= many or now - self.saved_at >= settings.every_s

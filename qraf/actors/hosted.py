@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qraf.actors.batcher import Batcher
-from qraf.actors.messages import Absorb, HostReport
+from qraf.actors.messages import Absorb, HostReport, SnapshotStats
 from qraf.actors.replies import raised
 from qraf.clock import Clock, SystemClock
 from qraf.errors import LimitExceeded, NodeDown, QrafError, StorageFailed
@@ -330,6 +330,10 @@ class HostedRuntime:
         """Every node as last known."""
         known = {one.node: one for report in self._reports.values() for one in report.stats}
         return [self._view(spec, known.get(spec.name)) for spec in self.topology.nodes.values()]
+
+    def snapshots(self) -> dict[str, tuple[int, SnapshotStats]]:
+        """The epoch of each host, and what it has made of snapshots in it, as last known."""
+        return {name: (report.epoch, report.snapshots) for name, report in self._reports.items()}
 
     def leases(self, node: str) -> GenerateElsewhere | None:
         """The engines elsewhere, for a generator node that names no URL; None: `endpoint` tells."""

@@ -45,6 +45,7 @@ __all__ = ["Node"]
 
 _log = logging.getLogger(__name__)
 
+_WAIT_S = 5.0  # until a snapshot is tried again for which the moment was not good
 _PAGE = 512  # items read from the journal at a time
 _MOST_EMPTIED = 4096  # memories of which it is known that nothing is left
 _MOST_EVICTED = 256  # items out of memory that one query with a filter reads back
@@ -238,7 +239,7 @@ class Node:
         held, snapshots = self._held.get(memory), self._snapshots
         if held is None or snapshots is None:
             return False
-        held.saved_at = time.monotonic()
+        held.wait_until = time.monotonic() + _WAIT_S
         after = held.covered_from
         seqs, ids = snapshots.heads(memory, after)
         name = memory[2:]
@@ -258,7 +259,7 @@ class Node:
             _log.warning("no snapshot of memory '%s': %s", memory, fault)
             is_made = True
         if is_made:
-            held.saved_version = version
+            held.saved_version, held.saved_at, held.wait_until = version, time.monotonic(), 0.0
         return is_made
 
     def advertisements(self, since: int = 0) -> tuple[list[Advertisement], int]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qraf.actors.hosted import GenerateElsewhere, HostedRuntime, NodeHealth, Process
-from qraf.actors.messages import HostReport, Spell
+from qraf.actors.messages import HostReport, SnapshotStats, Spell
 from qraf.clock import Clock
 from qraf.errors import NodeDown
 from qraf.frames import NodeView
@@ -108,6 +108,10 @@ class Runtime(Protocol):
 
     def processes(self) -> list[Process]:
         """This process, and those of the network that are up, as last known."""
+        ...
+
+    def snapshots(self) -> dict[str, tuple[int, SnapshotStats]]:
+        """The epoch of each host, and what it has made of snapshots in it, as last known."""
         ...
 
     def endpoint(self, node: str) -> Endpoint:

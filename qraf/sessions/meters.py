@@ -5,8 +5,11 @@ Base units; no session, item or tenant in a label.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from qraf.actors.messages import SnapshotStats
 from qraf.frames import NodeView
 
 __all__ = ["Meters"]
@@ -86,6 +89,14 @@ class Meters:
             "1 while this gateway counts rates by itself, because Redis does not answer",
             registry=registry,
         )
+        self._snapshots = Counter(
+            "qraf_snapshots",
+            "Snapshots of memories: made, failed, restored (a memory began with one), refused (not whole)",
+            ["outcome"],
+            registry=registry,
+        )
+        self._snapshot_bytes = Counter("qraf_snapshot_bytes", "Bytes of snapshots that were made", registry=registry)
+        self._snapshots_seen: dict[str, tuple[int, SnapshotStats]] = {}  # by host: the epoch and what was counted last
         self._corrected: dict[str, tuple[int, int]] = {}  # by node: the epoch and the count seen last
 
     def see(self, views: tuple[NodeView, ...]) -> None:
@@ -98,6 +109,17 @@ class Meters:
             self._count_corrections(view)
             for name, gauge in self._figures.items():
                 gauge.labels(view.node).set(getattr(view.state, name))
+
+    def see_snapshots(self, hosts: Mapping[str, tuple[int, SnapshotStats]]) -> None:
+        """Add what is new of the hosts' own counts, which start again with every epoch."""
+        for host, (epoch, now) in hosts.items():
+            last_epoch, before = self._snapshots_seen.get(host, (epoch, SnapshotStats()))
+            if last_epoch != epoch or now.made < before.made:
+                before = SnapshotStats()
+            for outcome in ("made", "failed", "restored", "refused"):
+                self._snapshots.labels(outcome).inc(max(0, getattr(now, outcome) - getattr(before, outcome)))
+            self._snapshot_bytes.inc(max(0, now.bytes - before.bytes))
+            self._snapshots_seen[host] = epoch, now
 
     def _count_corrections(self, view: NodeView) -> None:
         """Add what is new of a node's own count, which starts again with every epoch of its host."""

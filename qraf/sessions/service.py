@@ -185,6 +185,7 @@ class Service:
                 self.recaller.touch()
                 await self.recaller.refresh()
                 self.meters.see(self.network())
+                self.meters.see_snapshots(self.runtime.snapshots())
                 self.meters.rates_alone.set(self.accounts.rates.away is not None)
                 self.meters.restarts.set(sum(self.runtime.restarts.values()))
             except QrafError as error:
@@ -583,6 +584,10 @@ class Service:
             since = min(broken.values(), default=self.clock.now())
             detail = f"{stopped} memories are stopped: rows of theirs do not open; the log names them"
             degraded.append({"what": "seals", "since": since, "detail": detail})
+        if failing := [one for _, one in self.runtime.snapshots().values() if one.failing_since]:
+            first = min(failing, key=lambda one: one.failing_since)
+            detail = f"snapshots cannot be made, a restart takes longer: {first.reason}"
+            degraded.append({"what": "snapshots", "since": first.failing_since, "detail": detail})
         return {"ready": ready, "state": self._state, "degraded": degraded, "processes": self.runtime.processes()}
 
     def _is_needed(self, node: str) -> bool:
