@@ -107,11 +107,6 @@ class Rates:
 class Meter:
     """What one rate of one key or tenant has left, as this gateway knows it."""
 
-    __slots__ = (
-        "_blocked", "_blocked_until", "_credit", "_credit_until", "_item", "_lease", "_leased_at", "_lock", "_rates",
-        "_reset_at", "_whose", "allowed", "policy", "remaining", "window_s",
-    )  # fmt: skip
-
     def __init__(self, rates: Rates, policy: str, item: RateLimitItem, whose: tuple[str, ...]) -> None:
         self._rates, self._item, self._whose = rates, item, whose
         self.policy, self.allowed, self.window_s = policy, item.amount, item.get_expiry()
@@ -121,7 +116,7 @@ class Meter:
         self._credit, self._credit_until = 0, 0.0
         self._lease, self._leased_at = 1, -1.0
         self._blocked: RateExceeded | None = None
-        self._blocked_until = 0.0
+        self._blocked_until, self._blocked_cost = 0.0, 0
         self._lock = asyncio.Lock()
 
     @property
@@ -155,7 +150,7 @@ class Meter:
             if self.take_now(cost):
                 return
             now = self._rates._clock.monotonic()
-            if self._blocked is not None and now < self._blocked_until:
+            if self._blocked is not None and cost >= self._blocked_cost and now < self._blocked_until:
                 raise self._blocked
             wanted = max(cost, self._next_lease(now))
             fits = await self._rates.hit(self._item, self._whose, wanted)
@@ -168,7 +163,7 @@ class Meter:
                 self.remaining = left
                 wait_s = min(self.window_s, max(self.reset_s, cost * self.window_s / self.allowed, 0.001))
                 self._blocked = RateExceeded(self.policy, self.allowed, self.window_s, int(1000 * wait_s) + 1)
-                self._blocked_until = now + min(_PATIENCE_S, wait_s)
+                self._blocked_until, self._blocked_cost = now + min(_PATIENCE_S, wait_s), cost
                 raise self._blocked
             self._blocked = None
             self._credit, self._credit_until = wanted - cost, now + _LEASE_S

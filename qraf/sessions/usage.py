@@ -97,10 +97,10 @@ class Ledger:
         if self._thread is None:
             return
         async with self._writing:
+            self._count_shown([spend for spend, answer in self._spends if answer.cancelled()])
+            waiting = [one for one in self._spends if not one[1].cancelled()]
+            spends, self._spends = waiting[:_MAX_SPENDS], waiting[_MAX_SPENDS:]
             counts, self._counts = self._counts, {}
-            spends, self._spends = self._spends[:_MAX_SPENDS], self._spends[_MAX_SPENDS:]
-            self._count_shown([spend for spend, answer in spends if answer.cancelled()])
-            spends = [one for one in spends if not one[1].cancelled()]
             if not counts and not spends:
                 return
             loop = asyncio.get_running_loop()

@@ -23,7 +23,19 @@ from qraf.storage.line import Line, retried
 from qraf.storage.pages import check_limit, decode_cursor, encode_cursor
 from qraf.tenants import tenant_of
 
-__all__ = ["DAY_S", "Counts", "Held", "Payer", "Spend", "UsageRow", "UsageTable", "date_of", "day_named", "day_of", "nobody"]
+__all__ = [
+    "DAY_S",
+    "Counts",
+    "Held",
+    "Payer",
+    "Spend",
+    "UsageRow",
+    "UsageTable",
+    "date_of",
+    "day_named",
+    "day_of",
+    "nobody",
+]
 
 DAY_S = 86_400
 _FIRST = date(1970, 1, 1).toordinal()

@@ -1,0 +1,112 @@
+"""The ledger: tokens are in the journal before they are shown, and nothing stops while the journal is away."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import pytest_asyncio
+
+from qraf.clock import FakeClock
+from qraf.errors import QuotaExceeded, StorageFailed
+from qraf.sessions import usage
+from qraf.sessions.usage import Ledger
+from qraf.storage.journal import Journal
+from qraf.storage.usage import DAY_S, Counts, Payer, Spend
+
+ALL = (0, 10**6)
+
+
+def payer(key: str = "k1", tokens: int = 10**9) -> Payer:
+    return Payer(tenant="acme", key=key, of_tenant=(0, 0, 10**9), of_key=(0, 0, tokens))
+
+
+@pytest.fixture
+def journal():
+    journal = Journal.open("sqlite:///:memory:", FakeClock())
+    yield journal
+    journal.close()
+
+
+@pytest_asyncio.fixture
+async def ledger(journal):
+    ledger = Ledger(journal.usage, journal._clock)
+    ledger.start()
+    yield ledger
+    await ledger.close()
+
+
+def generated(journal: Journal) -> int:
+    return journal.usage.total("acme", None, ALL).generated_tokens
+
+
+async def test_what_was_spent_is_in_the_journal_before_it_is_shown(journal, ledger) -> None:
+    for count in range(1, 20):
+        await ledger.spend(Spend(payer(), 3))
+        assert generated(journal) == 3 * count
+
+
+async def test_many_responses_share_a_transaction(journal, ledger, monkeypatch) -> None:
+    calls, note = [], journal.usage.note
+    monkeypatch.setattr(journal.usage, "note", lambda counts, spends: calls.append(len(spends)) or note(counts, spends))
+    await asyncio.gather(*(ledger.spend(Spend(payer(f"k{n % 7}"), 2)) for n in range(300)))
+    assert (generated(journal), sum(calls)) == (600, 300)
+    assert len(calls) <= 5
+
+
+async def test_of_many_at_once_as_many_pass_as_the_quota_has(journal, ledger) -> None:
+    one = payer(tokens=50)
+    answers = await asyncio.gather(*(ledger.spend(Spend(one, 3)) for _ in range(40)), return_exceptions=True)
+    assert sum(isinstance(one, QuotaExceeded) for one in answers) == 40 - 16
+    assert generated(journal) == 48
+
+
+async def test_counts_are_written_within_a_second_and_at_the_end(journal, ledger, monkeypatch) -> None:
+    monkeypatch.setattr(usage, "_EVERY_S", 0.05)
+    ledger.count(payer(), Counts(requests=2))
+    await ledger.spend(Spend(payer(), 0))  # whatever is written takes the rest along
+    assert journal.usage.total("acme", "k1", ALL).requests == 2
+    ledger.count(payer(), Counts(frames=5))
+    journal._clock.advance(DAY_S)
+    ledger.count(payer(), Counts(frames=7))
+    assert ledger.waiting(payer()).frames == 7
+    await ledger.close()
+    rows, _ = journal.usage.page("acme", "k1", ALL)
+    assert [row.frames for row in rows] == [7, 5]
+
+
+async def test_while_the_journal_is_away_text_goes_on_and_is_counted_later(journal, ledger, monkeypatch) -> None:
+    monkeypatch.setattr(usage, "_EVERY_S", 0.05)
+    note = journal.usage.note
+
+    def away(*_: object) -> None:
+        raise StorageFailed("write usage", "away", 1000)
+
+    monkeypatch.setattr(journal.usage, "note", away)
+    async with asyncio.timeout(2):
+        for _ in range(50):
+            await ledger.spend(Spend(payer(), 2, 1))
+    ledger.count(payer(), Counts(frames=3))
+    assert generated(journal) == 0
+    monkeypatch.setattr(journal.usage, "note", note)
+    async with asyncio.timeout(2):
+        while generated(journal) < 100:
+            await asyncio.sleep(0.02)
+    await ledger.flush()
+    total = journal.usage.total("acme", "k1", ALL)
+    assert (total.generated_tokens, total.prompt_tokens, total.frames) == (100, 50, 3)
+
+
+async def test_a_journal_that_hangs_keeps_nobody_for_long(journal, ledger, monkeypatch) -> None:
+    import threading
+
+    monkeypatch.setattr(usage, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(usage, "_EVERY_S", 0.05)
+    gate, note = threading.Event(), journal.usage.note
+    monkeypatch.setattr(journal.usage, "note", lambda *args: gate.wait(5) and note(*args))
+    async with asyncio.timeout(1):
+        for _ in range(20):
+            await ledger.spend(Spend(payer(), 1))
+    gate.set()
+    await ledger.close()
+    assert generated(journal) == 20
