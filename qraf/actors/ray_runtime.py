@@ -131,7 +131,8 @@ class RayRuntime(HostedRuntime):
                 while not self._is_complete():
                     await self._news.wait()
         except BaseException as error:
-            await self.close(stop_hosts=True if joined == "first" else None)
+            is_ours = joined == "first" and not (self._standing is not None and self._standing.has_found)
+            await self.close(stop_hosts=True if is_ours else None)
             if isinstance(error, TimeoutError):
                 raise NodeDown(SUPERVISOR, "start timed out") from None
             raise

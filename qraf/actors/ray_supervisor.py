@@ -139,7 +139,8 @@ class SupervisorActor:
         self._attendance.saw(gateway)
         if (term, version) == (self._term, self._version) or not self._is_settled:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), HOLD_S)
+                async with asyncio.timeout(HOLD_S):
+                    await self._news.wait()
         if not self._is_settled:
             return None
         return Standing(
@@ -200,7 +201,7 @@ class SupervisorActor:
         while True:
             self._wake.clear()
             for name in self._books.due():
-                self._own(self._bring_up(name), f"start {name}")
+                self._own(self._bring_up(name, self._books.begin(name)), f"start {name}")
             for charge in list(self._books.charges.values()):
                 if charge.phase == "up" and not self._is_probing(charge.name):
                     self._own(self._probe(charge.name, charge.epoch), f"probe {charge.name}")
@@ -208,10 +209,11 @@ class SupervisorActor:
                 self._spare.keep()  # only then: it must not slow down what is needed
             if self._attendance.sweep():
                 self._tell()
-            slept = time.monotonic()
+            slept, pause_s = time.monotonic(), min(limits.probe_every_s, self._books.due_in_s())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), limits.probe_every_s)
-            if time.monotonic() - slept > limits.probe_every_s + _FROZEN_S:
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+            if time.monotonic() - slept > pause_s + _FROZEN_S:
                 await self._check_in_charge()
 
     async def _check_in_charge(self) -> None:
@@ -316,9 +318,8 @@ class SupervisorActor:
         return f"supervisor/{self._charter.runtime.namespace}".encode()
 
     # ------------------------------------------------------------------------------------------------ starting
-    async def _bring_up(self, name: str) -> None:
+    async def _bring_up(self, name: str, epoch: int) -> None:
         """Start or replace one process; on failure the books decide when to try again."""
-        epoch = self._books.begin(name)
         self._tell()
         actor = None
         try:

@@ -73,6 +73,11 @@ class Supervisor:
         now = self._clock.monotonic()
         return [one.name for one in self.charges.values() if one.phase == "down" and one.retry_at <= now]
 
+    def due_in_s(self) -> float:
+        """How long until something is to be started; infinite while everything is up or on its way."""
+        waiting = [one.retry_at for one in self.charges.values() if one.phase == "down"]
+        return max(0.0, min(waiting, default=float("inf")) - self._clock.monotonic())
+
     def begin(self, name: str) -> int:
         """A start begins; its epoch."""
         self._epoch += 1

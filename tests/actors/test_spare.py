@@ -95,3 +95,13 @@ async def test_close_hands_out_what_is_made_and_stops_what_is_not() -> None:
     other.keep()
     await settle()
     assert maker.made == 2
+
+
+async def test_one_that_is_there_already_may_be_put_in_and_no_second_one() -> None:
+    maker = Maker()
+    spare = Spare(maker.make, FakeClock())
+    assert spare.put(maker.make)
+    spare.keep()
+    assert not spare.put(maker.make)
+    assert await spare.take() == 1
+    assert maker.made == 1

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from qraf.actors.supervisor import Supervisor
+from qraf.actors.supervisor import Attendance, Supervisor
 from qraf.clock import FakeClock
 
 
@@ -81,3 +81,51 @@ def test_epochs_go_on_above_one_that_was_found() -> None:
     supervisor.observe(41)
     supervisor.observe(7)
     assert supervisor.begin("a") == 42
+
+
+def test_what_an_earlier_supervisor_started_goes_on_in_its_epoch() -> None:
+    supervisor = Supervisor(["a", "b"], FakeClock())
+    supervisor.found("a", 7)
+    assert (supervisor.charges["a"].phase, supervisor.charges["a"].epoch) == ("up", 7)
+    assert supervisor.due() == ["b"]
+    assert supervisor.begin("b") == 8
+    assert supervisor.lost("a", 7, "killed")
+    assert supervisor.begin("a") == 9
+    assert supervisor.charges["a"].restarts == 1
+
+
+def test_it_tells_how_long_until_something_is_due() -> None:
+    clock = FakeClock()
+    supervisor = started(clock, "a", "b")
+    assert supervisor.due_in_s() == float("inf")
+    for _ in range(2):
+        supervisor.lost("a", supervisor.charges["a"].epoch, "killed")
+        assert supervisor.due_in_s() == supervisor.charges["a"].retry_at - clock.monotonic()
+        clock.advance(supervisor.due_in_s())
+        supervisor.begin("a")
+    assert supervisor.due_in_s() == float("inf")
+
+
+def test_what_never_came_up_has_failed_and_what_died_has_not() -> None:
+    supervisor = Supervisor(["a", "b"], FakeClock())
+    supervisor.lost("a", supervisor.begin("a"), "no encoder")
+    supervisor.arrived("b", supervisor.begin("b"))
+    supervisor.lost("b", 2, "killed")
+    assert [supervisor.charges[name].has_failed for name in ("a", "b")] == [True, False]
+
+
+def test_a_gateway_that_is_silent_has_departed_and_one_that_says_goodbye_has_not() -> None:
+    clock = FakeClock()
+    attendance = Attendance(clock)
+    for gateway in ("a", "b", "c"):
+        attendance.saw(gateway)
+    attendance.left("b")
+    clock.advance(3)
+    attendance.saw("a")
+    assert not attendance.sweep()
+    clock.advance(1)
+    assert attendance.sweep()
+    assert (attendance.departures, attendance.sweep()) == (1, False)
+    assert not attendance.others("a")
+    assert attendance.others("d")
+    assert not attendance.others("d", since=clock.monotonic())

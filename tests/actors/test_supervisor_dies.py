@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -113,5 +114,6 @@ async def test_a_frozen_supervisor_is_replaced_and_decides_nothing_when_it_wakes
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(old, signal.SIGCONT)
-    await asyncio.sleep(1.0)
+    await until(lambda: not Path(f"/proc/{old}").exists())
+    await asyncio.sleep(0.5)
     assert runtime._epochs == hosts
