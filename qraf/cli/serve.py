@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qraf.sessions.service import Service
     from qraf.settings import Settings
 
-__all__ = ["Running", "find_topology", "make_settings", "running", "serve_command", "stoppable"]
+__all__ = ["Running", "find_topology", "installed", "make_settings", "running", "serve_command", "stoppable"]
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def make_settings(
     Raises:
         InvalidRequest: a value that the settings do not allow; says which, and what was needed.
     """
-    with _installed():
+    with installed():
         from pydantic import ValidationError
 
         from qraf.settings import Settings
@@ -298,7 +298,7 @@ def _import_service() -> tuple[Any, Any, Any]:
     Raises:
         QrafError: the server's packages are not there.
     """
-    with _installed():
+    with installed():
         from qraf.network.loader import load
         from qraf.sessions.service import Service
         from qraf.storage.journal import Journal
@@ -307,13 +307,14 @@ def _import_service() -> tuple[Any, Any, Any]:
 
 def _import_gateway() -> Any:
     """Another second."""
-    with _installed():
+    with installed():
         from qraf.gateway.server import Server
     return Server
 
 
 @contextlib.contextmanager
-def _installed() -> Iterator[None]:
+def installed() -> Iterator[None]:
+    """Turn the lack of a package into an error that says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -324,7 +325,7 @@ def _installed() -> Iterator[None]:
 
 
 def _runtime(settings: Settings, topology: Topology, journal: Any) -> Any:
-    with _installed():
+    with installed():
         if settings.runtime.kind == "local":
             from qraf.actors.runtime import LocalRuntime
 
@@ -341,7 +342,7 @@ def _services(settings: Settings, topology: Topology, runtime: Any) -> Any:
             names = ", ".join(spec.name for spec in topology.services)
             log.warning("without Ray there are no replicas: %s run inside the server", names)
         return None
-    with _installed():
+    with installed():
         from qraf.actors.services import InlineServices
 
         rest = InlineServices(settings.services, send=runtime.work)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from qraf.cli.output import FAILED, console, errors, guarded, print_json
+from qraf.cli.output import FAILED, console, errors, guarded, print_json, run
 
 __all__ = ["app"]
 
@@ -79,6 +79,20 @@ def graph(
         data = make_settings().data
         channels = link_channels(topology, data / "links" if data.is_dir() else None)
     _write({"svg": pictures.svg, "dot": pictures.dot, "mermaid": pictures.mermaid}[format](topology, channels), out)
+
+
+@app.command("test")
+def run_tests(
+    file: Annotated[Path, typer.Argument(help="A topology file.", metavar="FILE")],
+    url: Annotated[
+        str | None, typer.Option("--url", help="On this server, not in a network of its own.", metavar="URL")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the tests of a topology file: write, ask, compare. Exit code 1 when one fails."""
+    from qraf.cli.topology_runs import tests_command
+
+    run(tests_command(file, url, as_json), as_json)
 
 
 @app.command()
