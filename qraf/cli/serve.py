@@ -88,8 +88,8 @@ def find_topology(path: Path) -> Path:
     """
     import qraf
 
-    shipped = Path(qraf.__file__).parent.parent / path
-    for candidate in (path, shipped):
+    package = Path(qraf.__file__).parent  # of a wheel it has the topologies; in a clone they lie beside it
+    for candidate in (path, package / path, package.parent / path):
         if candidate.is_file():
             return candidate
     raise NotFound("topology file", str(path))
