@@ -200,7 +200,8 @@ def test_a_large_pure_state_stays_cheap() -> None:
     assert evolve(ghz, ch.Depolarizing(0.0))[0].rank == 1
 
 
-@pytest.mark.timeout(90)  # six seconds alone
+@pytest.mark.slow  # six seconds alone
+@pytest.mark.timeout(90)
 def test_twelve_qubits_may_have_full_rank() -> None:
     ghz = State.of_ket(exact.ghz(12), (2,) * 12)
     noisy, _ = evolve(ghz, ch.Depolarizing(0.25))  # all twelve as one system

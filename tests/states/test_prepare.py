@@ -89,6 +89,11 @@ def test_a_known_rank_helps() -> None:
     assert free.negativity > 0
 
 
+@pytest.mark.slow
+def test_twelve_qubits_may_be_mixed() -> None:
+    assert named("mixed:12").figures()["entropy_bits"] == 12
+
+
 def test_named_states_are_what_their_names_say() -> None:
     assert compare(named("bell"), State.of_ket(exact.bell(), (2, 2))).fidelity == pytest.approx(1)
     bells = [named(f"bell:{which}") for which in ("phi+", "phi-", "psi+", "psi-")]
@@ -103,7 +108,6 @@ def test_named_states_are_what_their_names_say() -> None:
     assert named("mixed:3").figures()["entropy_bits"] == pytest.approx(3)
     assert named("mixed:2x3").dims == (2, 3)
     assert named("mixed:10").rank == 1024
-    assert named("mixed:12").figures()["entropy_bits"] == 12
     assert named("ghz:12").d == 4096
     assert named("w:1").kets()[0].tolist() == [0, 1]
 
