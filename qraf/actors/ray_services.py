@@ -290,7 +290,8 @@ class RayServices:
         limits = self._settings.services
         for attempt in range(_TRIES):
             try:
-                return await asyncio.wait_for(self._handles[service].remote(*args), limits.call_timeout_s)
+                async with asyncio.timeout(limits.call_timeout_s):
+                    return await self._handles[service].remote(*args)
             except TimeoutError:
                 raise NodeDown(f"service {service}", f"no answer in {limits.call_timeout_s:g} s") from None
             except BackPressureError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from typing import Any
 
 from qraf.actors.messages import HostReport
@@ -20,8 +19,8 @@ async def reply(ref: Any, timeout_s: float | None = None) -> Any:
     """
     answer = asyncio.wrap_future(ref.future())
     answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # a late failure is no news
-    waiting: Awaitable[Any] = asyncio.shield(answer)
-    return await (waiting if timeout_s is None else asyncio.wait_for(waiting, timeout_s))
+    async with asyncio.timeout(timeout_s):  # `wait_for` loses a cancel that comes together with the answer
+        return await asyncio.shield(answer)
 
 
 async def ping(actor: Any, timeout_s: float) -> HostReport:

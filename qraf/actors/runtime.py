@@ -215,7 +215,8 @@ class LocalRuntime(HostedRuntime):
     async def _call(self, host: str, epoch: int, method: str, args: tuple[Any, ...], timeout_s: float) -> Any:
         pool = self._threads.get(method, self._threads[""])
         work = asyncio.get_running_loop().run_in_executor(pool, getattr(self._hosts[host], method), epoch, *args)
-        return await asyncio.wait_for(work, timeout_s)
+        async with asyncio.timeout(timeout_s):  # `wait_for` loses a cancel that comes together with the answer
+            return await work
 
     async def _ping(self, host: str) -> HostReport:
         report = self._hosts[host].ping()
