@@ -12,7 +12,6 @@ from qraf.errors import EngineFailed, QrafError, QuotaExceeded, RateExceeded
 from qraf.frames import (
     Enhance,
     GenerateChoice,
-    ResponseCreated,
     ResponseEvidence,
     ResponseHop,
     ResponseMetrics,
@@ -53,9 +52,7 @@ class Enhancer:
         self._topology, self._recaller, self._writer = topology, recaller, writer
         self._generator_of, self._clock, self._meters = generator_of, clock, meters
 
-    async def run(
-        self, response: Response, request: Enhance, address: Address, account: Account | None = None
-    ) -> None:
+    async def run(self, response: Response, request: Enhance, address: Address, account: Account | None = None) -> None:
         """Drive `response` to its one end, whatever happens. Cancel: ends it `cancelled`; the model stops at once."""
         started = self._clock.monotonic()
         progress = _Progress(started, None if account is None else Bill(account))
@@ -88,16 +85,6 @@ class Enhancer:
         recaller, stream = self._recaller, response.stream
         choice = request.generate
         wanted = choice.model if isinstance(choice, GenerateChoice) else None
-        response.emit(
-            ResponseCreated(
-                stream=stream,
-                seq=0,
-                id=response.command_id,
-                response=response.id,
-                model=wanted or "",
-                epoch=response.epoch,
-            )
-        )
         prompt = await recaller.prepare(request.prompt, address)
         route = await recaller.route(
             prompt,

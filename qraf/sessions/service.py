@@ -36,6 +36,7 @@ from qraf.frames import (
     NodeView,
     Recall,
     RecallDone,
+    ResponseCreated,
     RouteOut,
     SessionOpen,
     SessionOpened,
@@ -377,6 +378,17 @@ class Service:
             raise
         response.request = _digest(request) if request.key else b""
         response.model = (isinstance(request.generate, GenerateChoice) and request.generate.model) or ""
+        # before the task runs: one that is cancelled at once answers its command, too
+        response.emit(
+            ResponseCreated(
+                stream=response.stream,
+                seq=0,
+                id=response.command_id,
+                response=response.id,
+                model=response.model,
+                epoch=response.epoch,
+            )
+        )
         task = self._own(self.enhancer.run(response, request, address, account), f"response {response.id}")
         response.task = task
         # a task that is cancelled before its first step runs no `finally`
