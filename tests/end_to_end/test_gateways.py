@@ -94,6 +94,14 @@ async def test_one_server_goes_on_where_the_other_was_killed(
             "The pump needs oil every spring."
         ]
 
+        bearer = {"Authorization": first.bearer}
+        changed = httpx.patch(f"{first.url}/v1/sessions/ann", json={"bits": 1}, headers=bearer)
+        assert changed.status_code == 200
+        await asyncio.sleep(1.0)  # what is known of a session may be so old
+        assert httpx.get(f"{second.url}/v1/sessions/ann", headers=bearer).json()["bits"] == 1
+        async with qraf.connect(second.url) as q:
+            assert (await q.open_session("ann")).state.bits == 1
+
         strange = tmp_path / "strange.yaml"
         strange.write_text(TOPOLOGY.format(url=model.endpoint.url).replace("end-to-end", "strange"))
         refused = await asyncio.to_thread(
