@@ -54,6 +54,7 @@ def sample(given: LabelledMemory, settings: RecallSettings = SPOILT, **choices: 
     return sample_of(given, Spec(settings), noise, DIM, **choices)
 
 
+@pytest.mark.timeout(180)
 def test_spoilt_constants_are_mended_also_for_a_memory_that_was_never_seen() -> None:
     told: list[tuple[int, int]] = []
     tuning = tune([sample(puzzle(1))], SPOILT, **QUICK, progress=lambda done, total: told.append((done, total)))
