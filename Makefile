@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test quick soak check format clean \
+.PHONY: help setup demo serve test quick soak chaos check format clean \
         bench-recall bench-routing bench-budget bench-write bench-stream bench-states bench-codes bench-scan bench-answers gpu
 
 help:            ## list the verbs
@@ -44,6 +44,9 @@ quick: setup     ## no Ray, no models, no servers: about 20 s
 
 soak: setup      ## 8,000 idle sockets and one that never reads; needs 8,500 open files in two processes
 	QRAF_SOAK_SOCKETS=8000 $(BIN)/pytest -s tests/gateway/test_many_sockets.py $(ARGS)
+
+chaos: setup     ## thirty rounds of kill -9 (host, supervisor, gateway, PostgreSQL's connections) under load, with a table
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 check: setup     ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -33,6 +33,11 @@ def _why_not() -> str:
     return ""
 
 
+def is_there() -> bool:
+    """Whether there is a server to test with."""
+    return not _why_not()
+
+
 def connect() -> psycopg.Connection[tuple[object, ...]]:
     """A connection of the test's own, every statement a transaction."""
     return psycopg.connect(SERVER, autocommit=True)

@@ -54,16 +54,18 @@ class Load:
             while not self._stop.is_set():
                 texts = [f"note n{number + place} of {session}" for place in range(self._items)]
                 # every second time the ids are the client's to choose
-                ids = [{"item_id": f"{session}-{number + place}"} if number % 4 else {} for place in range(self._items)]
+                own = [f"{session}-{number + place}" for place in range(self._items)] if number % 4 else []
+                items = [{"text": text} for text in texts]
+                for item, name in zip(items, own, strict=False):
+                    item["item_id"] = name
                 number += self._items
                 begun = time.monotonic()
-                done = await q.write(
-                    [{"text": text} | own for text, own in zip(texts, ids, strict=True)], session=session
-                )
-                if done.rejected or len(done.item_ids) != len(texts):
+                done = await q.write(items, session=session)
+                ids = own or list(done.item_ids)
+                if done.rejected or done.accepted + done.duplicates != len(texts) or len(ids) != len(texts):
                     self.faults.append(f"{session}: {done}")
                     continue
-                written |= dict(zip(done.item_ids, texts, strict=True))
+                written |= dict(zip(ids, texts, strict=True))
                 self._worked(session, begun)
                 await asyncio.sleep(self._pause_s)
             self.reconnects += q.reconnects
