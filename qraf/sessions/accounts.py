@@ -85,7 +85,8 @@ class Account:
         """How the rates stand: of each policy the one, of the key or of the tenant, of which less is left."""
         found = []
         for policy in policies or _POLICIES:
-            meter = min((share.meters[policy] for share in self._shares), key=lambda one: one.remaining / one.allowed)
+            meters = (share.meters[policy] for share in self._shares)
+            meter = min(meters, key=lambda one: (one.remaining / one.allowed, one.allowed))
             found.append(Standing(meter.policy, meter.allowed, meter.remaining, meter.window_s, meter.reset_s))
         return found
 

@@ -53,7 +53,7 @@ async def _serve(model_url: str, limits: dict[str, float]) -> None:
         gateway=GatewaySettings(port=0),
         limits=LimitSettings(**limits),
         auth=AuthSettings(mode="off"),
-        journal_url="sqlite:///:memory:",
+        journal_url=os.environ.get("QRAF_JOURNAL_URL", "sqlite:///:memory:"),
     )
     network = topology()
     journal = Journal.open(settings.journal())

@@ -21,7 +21,7 @@ from qraf.actors.runtime import LocalRuntime
 from qraf.gateway.security.keys import Keys
 from qraf.gateway.server import Server
 from qraf.sessions.service import Service
-from qraf.settings import AuthSettings, GatewaySettings, JwtSettings, Settings
+from qraf.settings import AuthSettings, GatewaySettings, JwtSettings, QuotaSettings, Settings
 from qraf.storage.journal import Journal
 from tests.encoders import HashEncoder
 from tests.gateway.conftest import topology
@@ -95,13 +95,18 @@ class Place:
 
 
 @contextlib.asynccontextmanager
-async def guarded(model: OpenAIServer, data: Path, signer: Signer, **auth: Any) -> AsyncIterator[Place]:
+async def guarded(
+    model: OpenAIServer, data: Path, signer: Signer, quotas: QuotaSettings | None = None, **auth: Any
+) -> AsyncIterator[Place]:
     """A server with authentication on, over a journal in a file that a second one may share."""
     key_set = data / "jwks.json"
     key_set.write_text(json.dumps(signer.key_set()))
     tokens = JwtSettings(jwks_file=key_set, secret=SECRET, audience="qraf", issuer="https://id.example", leeway_s=0)  # type: ignore[arg-type]
     settings = Settings(
-        data=data, gateway=GatewaySettings(port=0, origins=(ORIGIN,)), auth=AuthSettings(jwt=tokens, **auth)
+        data=data,
+        gateway=GatewaySettings(port=0, origins=(ORIGIN,)),
+        auth=AuthSettings(jwt=tokens, **auth),
+        quotas=quotas or QuotaSettings(),
     )
     journal = Journal.open(settings.journal())
     network = topology()
