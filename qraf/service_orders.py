@@ -12,7 +12,7 @@ import msgspec
 from qraf.base_orders import AnswerPart, OrderPart, TaggedAnswer
 from qraf.code_orders import CodeAnswer, CodeOrder
 from qraf.frames import ErrorBody
-from qraf.state_orders import ArrayData, Numbers, Operand
+from qraf.state_orders import ArrayData, Compared, Measured, Numbers, Operand, StateViews
 
 __all__ = [
     "CODES",
@@ -30,6 +30,7 @@ __all__ = [
     "Nearest",
     "NearestState",
     "NearestStates",
+    "OperationResult",
     "OperationStatus",
     "OperationView",
     "Optimize",
@@ -346,6 +347,10 @@ ServiceAnswer = Quantized | Dequantized | Optimized | Corrected
 OperationStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
+OperationResult = ServiceAnswer | StateViews | Measured | Compared
+"""What an operation may end in: the answer to an order of a service, or to one on stored states."""
+
+
 class OperationView(AnswerPart, frozen=True, kw_only=True):
     """A long job. `progress` is the share of the work that is done, 0 to 1; times are RFC 3339.
 
@@ -361,5 +366,5 @@ class OperationView(AnswerPart, frozen=True, kw_only=True):
     age_s: float
     ended_at: str | None = None
     expires_at: str | None = None
-    result: ServiceAnswer | None = None
+    result: OperationResult | None = None
     error: ErrorBody | None = None

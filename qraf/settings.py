@@ -277,6 +277,7 @@ class StateSettings(_Slice):
     max_text_bytes: int = Field(32 * 1024, ge=16, description="text of one preparation")
     max_call_bytes: int = Field(512 * 1024 * 1024, ge=1024, description="factors that one call loads or makes")
     max_call_s: float = Field(20.0, gt=0, description="one call in its host; below runtime.call_timeout_s")
+    max_operation_s: float = Field(600.0, gt=0, description="one that was ordered as an operation")
     max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="longest body of a request under /v1/state")
     cache_bytes: int = Field(256 * 1024 * 1024, ge=0, description="decoded states that a host keeps, oldest let go")
 

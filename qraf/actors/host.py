@@ -241,12 +241,19 @@ class Host:
             self._each(self._readers, measure, groups)
             return [answers[place] for place in range(len(visits))]
 
-    def states(self, epoch: int, orders: Sequence[StateOrder] | bytes) -> list[StateAnswer | QrafError]:
-        """Carry out orders on stored states; each answer, or what hindered it. `orders` may be packed as msgpack."""
+    def states(
+        self, epoch: int, orders: Sequence[StateOrder] | bytes, is_job: bool = False
+    ) -> list[StateAnswer | QrafError]:
+        """Carry out orders on stored states; each answer, or what hindered it. `orders` may be packed as msgpack.
+
+        `is_job`: they may take as long as an operation.
+        """
         with self._call(epoch):
             if isinstance(orders, bytes):
                 orders = _orders.decode(orders)
             came = time.monotonic()
+            if is_job:  # in this thread, so that it keeps nobody waiting
+                return [self._states.answer(order, came, is_job=True) for order in orders]
             return list(self._keepers.map(lambda order: self._states.answer(order, came), orders))
 
     def work(self, epoch: int, orders: Sequence[ServiceOrder]) -> list[ServiceAnswer | QrafError]:

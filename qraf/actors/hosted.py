@@ -24,6 +24,7 @@ from qraf.errors import LimitExceeded, NodeDown, QrafError, StorageFailed
 from qraf.frames import NodeView
 from qraf.network.placement import state_host
 from qraf.network.topology import NodeSpec, Topology
+from qraf.operations.parts import cost_s
 from qraf.records import (
     Advertisement,
     Figures,
@@ -56,6 +57,7 @@ Key = tuple[str, str]  # node and memory
 
 _SMOOTHING = 0.2  # weight of the newest latency in the moving average
 _MAX_ADVERTISEMENTS = 8192
+_SLOWER = 4  # times as long as estimated may work take, on slow cores that it shares
 _MAX_REREAD = 65_536  # memories of which it is known that they have been read again; others are once more
 _POOL_GROWTH = 0.02  # the pooled state is made anew when this share of its items is new
 _ABSORB_S_PER_ITEM = 0.25  # a long write may take longer than any other call
@@ -188,7 +190,7 @@ class HostedRuntime:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def states(self, order: StateOrder) -> StateAnswer:
+    async def states(self, order: StateOrder, *, is_job: bool = False) -> StateAnswer:
         """Carry out an order on the host that has the state at hand; what only reads is tried on another one."""
         tried: list[str] = []
         while True:
@@ -198,7 +200,7 @@ class HostedRuntime:
             state = _first_state(order)
             host = min(up, key=lambda name: self._states[name].waiting) if state is None else state_host(up, state)
             try:
-                return await self._states[host].call(order)
+                return await (self._state_job(host, order) if is_job else self._states[host].call(order))
             except NodeDown:
                 if not isinstance(order, StateRead | StateMeasure | StateCompare | StateExport):
                     raise  # it may have been done
@@ -207,7 +209,7 @@ class HostedRuntime:
     async def work(self, orders: Sequence[ServiceOrder]) -> list[ServiceAnswer | QrafError]:
         """Answer orders to the stateless services on the least busy host; another one is tried when it dies."""
         tried: list[str] = []
-        wait_s = self.settings.services.call_timeout_s
+        wait_s = self.settings.services.call_timeout_s + _SLOWER * sum(map(cost_s, orders))
         while True:
             up = [host for host in self._epochs if host not in tried]
             if not up:
@@ -452,12 +454,22 @@ class HostedRuntime:
         out: Sequence[Figures | QrafError] = await self._ask(host, "absorb", batch, timeout_s=timeout_s)
         return out
 
-    async def _send_states(self, host: str, batch: list[StateOrder]) -> Sequence[StateAnswer | QrafError]:
+    async def _send_states(
+        self, host: str, batch: list[StateOrder], is_job: bool = False
+    ) -> Sequence[StateAnswer | QrafError]:
         orders: list[StateOrder] | bytes = batch
         if self._is_far:  # numbers by the million are packed off the event loop
             orders = await asyncio.to_thread(msgspec.msgpack.encode, batch)
-        out: Sequence[StateAnswer | QrafError] = await self._ask(host, "states", orders)
+        # one decomposition beyond its bound is seen only when it is done
+        wait_s = 2 * self.settings.states.max_operation_s if is_job else None
+        out: Sequence[StateAnswer | QrafError] = await self._ask(host, "states", orders, is_job, timeout_s=wait_s)
         return out
+
+    async def _state_job(self, host: str, order: StateOrder) -> StateAnswer:
+        [answer] = await self._send_states(host, [order], is_job=True)
+        if isinstance(answer, QrafError):
+            raise answer
+        return answer
 
     async def _recall_host(self, host: str, visits: list[Visit]) -> list[NodeAnswer]:
         try:

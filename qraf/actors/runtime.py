@@ -63,8 +63,11 @@ class Runtime(Protocol):
         """Ask all hosts at once; answers come as hosts answer. A host that fails gives answers with `error`."""
         ...
 
-    async def states(self, order: StateOrder) -> StateAnswer:
-        """Carry out an order on stored states. After `NodeDown` a change may have been made: the version tells."""
+    async def states(self, order: StateOrder, *, is_job: bool = False) -> StateAnswer:
+        """Carry out an order on stored states. After `NodeDown` a change may have been made: the version tells.
+
+        `is_job`: it may take as long as an operation.
+        """
         ...
 
     async def forget(self, node: str, memory: str, seqs: Sequence[int]) -> ForgetReceipt:

@@ -111,15 +111,20 @@ class StateRoom:
         """Bytes of the decoded states."""
         return self._bytes
 
-    def answer(self, order: StateOrder, started: float | None = None) -> StateAnswer | QrafError:
+    def answer(
+        self, order: StateOrder, started: float | None = None, *, is_job: bool = False
+    ) -> StateAnswer | QrafError:
         """Carry out an order; what hindered it is the answer, and then nothing was changed.
 
         `started`: when it came, in monotonic seconds; `max_call_s` later nobody waits for it, so nothing is written.
+        `is_job`: it may take `max_operation_s`. It keeps no other change waiting: it is made on the version that is
+        there when it begins, and refused where that has changed meanwhile.
         """
         limits = self._settings
         started = time.monotonic() if started is None else started
         try:
-            budget = Budget(limits.max_call_s, limits.max_call_bytes, started)
+            what = "max_operation_s" if is_job else "max_call_s"
+            budget = Budget(getattr(limits, what), limits.max_call_bytes, started, limit=f"states.{what}")
             budget.check()
             with foreseen(budget.foresee):
                 return self._answer(order, budget)
@@ -208,7 +213,7 @@ class StateRoom:
         if into == "same" and len(set(ids)) < len(ids):
             raise InvalidRequest("must name each state once where they are changed", "/ids")
         for attempt in range(_TRIES):
-            with self._alone(ids if into == "same" else ()):
+            with self._alone(ids if into == "same" and not budget.is_long else ()):
                 loaded = self._load(ids, budget)
                 for place, (version, _) in enumerate(loaded):
                     if order.versions is not None and order.versions[place] != version:
@@ -221,7 +226,7 @@ class StateRoom:
                     changed = [(state, version + 1, one) for state, (version, _), one in places]
                     return self._store(changed, budget)
                 except VersionConflict:
-                    if order.versions is not None or attempt == _TRIES - 1:
+                    if order.versions is not None or budget.is_long or attempt == _TRIES - 1:
                         raise
             time.sleep(random.uniform(0, _PAUSE_S * (attempt + 1)))  # two processes in step would meet again
         raise AssertionError("unreachable")

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -35,17 +36,17 @@ from qraf.service_orders import (
     Dequantized,
     NearestState,
     NearestStates,
+    OperationResult,
     OperationView,
     Quantized,
     Recompressed,
     Repaired,
     RepairedState,
-    ServiceAnswer,
     ServiceOrder,
     Truncated,
     TruncatedState,
 )
-from qraf.state_orders import ArrayData
+from qraf.state_orders import ArrayData, StateOrder
 
 __all__ = ["Experiment", "Found", "Operation", "Order", "Progress", "ServiceCalls", "ServicesApi", "array_of"]
 
@@ -53,7 +54,7 @@ Result = TypeVar("Result")
 Answer = TypeVar("Answer")
 Experiment: TypeAlias = CodeExperiment | Mapping[str, Any]
 Progress: TypeAlias = Callable[[float], None]
-Order: TypeAlias = ServiceOrder | Mapping[str, Any]
+Order: TypeAlias = ServiceOrder | StateOrder | Mapping[str, Any]
 
 _FIRST_WAIT_S, _MOST_WAIT_S = 0.05, 1.0
 
@@ -90,7 +91,7 @@ class Operation:
         """How far it is; completed, with its result."""
         return _view(await self._rest.call("GET", f"/v1/operations/{self.id}"))
 
-    async def result(self, progress: Progress | None = None) -> ServiceAnswer:
+    async def result(self, progress: Progress | None = None) -> OperationResult:
         """Wait for the end and give the answer; `progress` is told the share that is done, 0 to 1.
 
         Cancel: the job goes on; `cancel` stops it.
@@ -266,10 +267,16 @@ class ServiceCalls:
 
     # ------------------------------------------------------------------------------------------------ operations
     async def submit(self, order: Order) -> Operation:
-        """Begin an order as an operation, whatever its size: an order of `service_orders`, or its fields with `op`."""
+        """Begin an order as an operation, whatever its size: a record of an order, or its fields with `op`.
+
+        Orders of the services, and those on stored states that may take long: `prepare`, `measure`, `evolve`, `compare`,
+        and of one state (`ids` of one) `merge`, `tensor`, `partial_trace`.
+        """
         body = _body(order)
-        headers = {"prefer": "respond-async"}
-        view = _view(await self._rest.call("POST", _path(body), body=body, headers=headers))
+        path, headers = _path(body), {"prefer": "respond-async"}
+        if path == "/v1/state":
+            path, body, headers = _of_states(body, headers)
+        view = _view(await self._rest.call("POST", path, body=body, headers=headers))
         return self.operation(view.id)
 
     def operation(self, id: str) -> Operation:
@@ -358,7 +365,26 @@ def _body(order: Order) -> Json:
     return body
 
 
+_ALIKE = ("prepare", "measure", "evolve", "compare")
+_SINGLE = ("merge", "tensor", "partial_trace")
+
+
+def _of_states(body: Json, headers: dict[str, str]) -> tuple[str, Json, dict[str, str]]:
+    """Path, body and headers of an order on stored states."""
+    fields = {name: value for name, value in body.items() if name != "op"}
+    op = body["op"]
+    if op in _ALIKE:
+        return "/v1/state" if op == "prepare" else f"/v1/state/{op}", fields, headers
+    ids, versions = fields.pop("ids", ()), fields.pop("versions", None)
+    if len(ids) != 1:
+        raise InvalidRequest("must name one state", "/ids")
+    match = {} if versions is None else {"if-match": f'"{versions[0]}"'}
+    return f"/v1/state/{quote(ids[0], safe='')}/{op}", fields, headers | match
+
+
 def _path(body: Json) -> str:
+    if body.get("op") in (*_ALIKE, *_SINGLE):
+        return "/v1/state"
     paths: dict[Any, Literal["/v1/quantize", "/v1/quantize/decode", "/v1/optimize", "/v1/correct"]] = {
         "quantize": "/v1/quantize",
         "dequantize": "/v1/quantize/decode",

@@ -18,11 +18,11 @@ from qraf.service_orders import (
     Alignment,
     Code,
     NearestState,
+    OperationResult,
     OperationView,
     Quantized,
     Recompressed,
     RepairedState,
-    ServiceAnswer,
     TruncatedState,
 )
 
@@ -40,7 +40,7 @@ class SyncOperation:
         """How far it is; completed, with its result."""
         return self._loop.call(self._operation.status())
 
-    def result(self, progress: Progress | None = None) -> ServiceAnswer:
+    def result(self, progress: Progress | None = None) -> OperationResult:
         """Wait for the end and give the answer; raises `ServerError` when it failed or was cancelled."""
         return self._loop.call(self._operation.result(progress))
 

@@ -19,7 +19,7 @@ class Budget:
     """The time and room of a call; None: no bound.
 
     `started`: when the call came, in monotonic seconds. `taken`: bytes of the factors that it loaded or made; `room` is
-    what their bound is called.
+    what their bound is called, `limit` what that of the time is.
     """
 
     max_s: float | None = None
@@ -27,12 +27,18 @@ class Budget:
     started: float = field(default_factory=time.monotonic)
     taken: int = 0
     room: str = "states.max_call_bytes"
+    limit: str = "states.max_call_s"
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is that of a job."""
+        return self.limit == "states.max_operation_s"
 
     def check(self) -> None:
         """Raises LimitExceeded once the time is over."""
         spent = time.monotonic() - self.started
         if self.max_s is not None and spent > self.max_s:
-            raise LimitExceeded("states.max_call_s", int(self.max_s), round(spent))
+            raise LimitExceeded(self.limit, int(self.max_s), round(spent))
 
     def foresee(self, seconds: float) -> None:
         """Refuse work of so many seconds, at the speed of one core, where that many are not left.
@@ -42,7 +48,7 @@ class Budget:
         """
         would = time.monotonic() - self.started + seconds
         if self.max_s is not None and seconds > _SHORT_S and would > self.max_s:
-            raise LimitExceeded("states.max_call_s", int(self.max_s), math.ceil(would))
+            raise LimitExceeded(self.limit, int(self.max_s), math.ceil(would))
 
     def take(self, made: Made) -> Made:
         """Count a state that was loaded or made, and give it back.

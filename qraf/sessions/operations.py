@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 from ulid import ULID
@@ -17,7 +18,7 @@ from ulid import ULID
 from qraf.clock import Clock
 from qraf.errors import LimitExceeded, NotFound, QrafError
 from qraf.frames import ErrorBody
-from qraf.service_orders import OperationStatus, OperationView, ServiceAnswer
+from qraf.service_orders import OperationResult, OperationStatus, OperationView
 from qraf.sessions.faults import error_body
 from qraf.tenants import DEFAULT_TENANT
 from qraf.times import format_time
@@ -27,8 +28,9 @@ __all__ = ["Operation", "Operations"]
 log = logging.getLogger(__name__)
 
 _RETRY_MS = 1000
-Step = Callable[[], Awaitable[ServiceAnswer]]
-Join = Callable[[Sequence[ServiceAnswer]], Awaitable[ServiceAnswer]]
+Part = TypeVar("Part", bound=OperationResult)
+Step = Callable[[], Awaitable[Part]]
+Join = Callable[[Sequence[Part]], Awaitable[OperationResult]]
 
 
 class Operation:
@@ -38,7 +40,7 @@ class Operation:
         self.id, self.op, self.tenant = f"op_{ULID()}", op, tenant
         self.status: OperationStatus = "queued"
         self.progress = 0.0
-        self.result: ServiceAnswer | None = None
+        self.result: OperationResult | None = None
         self.error: ErrorBody | None = None
         self.created_at, self.ended_at = clock.now(), 0.0
         self.nbytes = 0  # of the order while it is open, of the result afterwards
@@ -104,7 +106,7 @@ class Operations:
         return sum(not one.has_ended for one in self._all.values())
 
     def start(
-        self, op: str, steps: Sequence[Step], join: Join, tenant: str = DEFAULT_TENANT, nbytes: int = 0
+        self, op: str, steps: Sequence[Step[Part]], join: Join[Part], tenant: str = DEFAULT_TENANT, nbytes: int = 0
     ) -> OperationView:
         """Begin a tenant's job whose steps, each awaited at most once, give the parts that `join` makes the result of.
 
@@ -183,7 +185,7 @@ class Operations:
             await asyncio.gather(operation.task, return_exceptions=True)
         operation.end("cancelled")
 
-    async def _run(self, operation: Operation, steps: Sequence[Step], join: Join) -> None:
+    async def _run(self, operation: Operation, steps: Sequence[Step[Part]], join: Join[Part]) -> None:
         try:
             async with self._slots:
                 operation.status = "running"
@@ -200,9 +202,9 @@ class Operations:
             operation.error = error_body(error)
             operation.end("failed")
 
-    async def _answers(self, operation: Operation, steps: Sequence[Step]) -> Sequence[ServiceAnswer]:
+    async def _answers(self, operation: Operation, steps: Sequence[Step[Part]]) -> Sequence[Part]:
         """The parts' answers; the first fault ends the others. At most `lanes` are under way."""
-        answers: dict[int, ServiceAnswer] = {}
+        answers: dict[int, Part] = {}
         todo = iter(enumerate(steps))
 
         async def lane() -> None:

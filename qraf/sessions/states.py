@@ -21,8 +21,8 @@ class States:
     def __init__(self, journal: Journal, runtime: Runtime) -> None:
         self._journal, self._runtime = journal, runtime
 
-    async def order(self, order: StateOrder) -> StateAnswer:
-        """Carry out an order: all of it or nothing; what it made is durable.
+    async def order(self, order: StateOrder, *, is_job: bool = False) -> StateAnswer:
+        """Carry out an order: all of it or nothing; what it made is durable. `is_job`: it may take long.
 
         Cancel: the answer is given up, a change may have been made.
 
@@ -34,7 +34,7 @@ class States:
         """
         if isinstance(order, StateRead) and order.ids:  # what was measured when it was written needs no host
             return StateViews(states=tuple([await self.view(state) for state in order.ids]))
-        return await self._runtime.states(order)
+        return await self._runtime.states(order, is_job=is_job)
 
     async def establish(self, states: Sequence[Preparation]) -> None:
         """Make those of a topology's states that are not there; one that is there stays, whatever became of it.

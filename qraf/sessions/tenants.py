@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -22,7 +22,7 @@ from qraf.frames import Enhance, NodeView, Recall, RecallDone, RouteOut, Session
 from qraf.network.placement import session_node
 from qraf.network.topology import Topology
 from qraf.records import Figures, Filter, ForgetReceipt, Item
-from qraf.service_orders import OperationView, Recompress, ServiceAnswer, ServiceOrder
+from qraf.service_orders import OperationResult, OperationView, Recompress, ServiceAnswer, ServiceOrder
 from qraf.sessions.accounts import Account
 from qraf.sessions.registry import check_name
 from qraf.sessions.response import Response
@@ -262,10 +262,30 @@ class TenantStates:
 
     def __init__(self, service: Service, tenant: str) -> None:
         self._states, self._tenant = service.states, tenant
+        self._operations = service.orders.operations
 
     async def order(self, order: StateOrder) -> StateAnswer:
         """Carry out an order: all of it or nothing; what it made is durable and the tenant's."""
         return _told(await self._states.order(self._asked(order)))
+
+    async def job(self, order: StateOrder) -> OperationView:
+        """Carry out an order as an operation, for which it may take `states.max_operation_s`.
+
+        A cancel while it works gives up the answer; the version of the state tells whether the change was made.
+
+        Raises:
+            LimitExceeded: too many operations run or wait.
+        """
+        asked = self._asked(order)
+
+        async def answer() -> OperationResult:
+            return cast("OperationResult", _told(await self._states.order(asked, is_job=True)))
+
+        async def join(answers: Sequence[OperationResult]) -> OperationResult:
+            return answers[0]
+
+        nbytes = len(await asyncio.to_thread(msgspec.msgpack.encode, order))
+        return self._operations.start(str(type(order).__struct_config__.tag), [answer], join, self._tenant, nbytes)
 
     async def view(self, state: str) -> StateView:
         """A state as it is shown; raises NotFound."""

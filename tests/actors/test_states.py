@@ -296,3 +296,16 @@ def test_a_call_that_would_take_too_long_is_refused_before_it_is_begun(journal: 
     assert isinstance(answer, LimitExceeded)
     assert answer.limit == "states.max_call_s"
     assert views(room, StateRead(ids=(dense.id,)))[0].version == 1
+
+
+def test_a_job_may_take_longer_and_keeps_nobody_waiting(journal: Journal) -> None:
+    room = StateRoom(journal, encode, StateSettings(max_call_s=1e-9, max_operation_s=60))
+    order = StatePrepare(named="bell")
+    assert isinstance(room.answer(order), LimitExceeded)
+    made = room.answer(order, is_job=True)
+    assert isinstance(made, StateViews)
+    [bell] = made.states
+    with room._alone([bell.id]):  # another change is under way
+        changed = room.answer(StateEvolve(ids=(bell.id,), steps=(DEPHASE,)), is_job=True)
+    assert isinstance(changed, StateViews)
+    assert changed.states[0].version == 2

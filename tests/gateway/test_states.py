@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -204,3 +205,29 @@ async def talk(wire: Wire, is_binary: bool) -> None:
     assert done["answer"]["states"][0]["figures"]["purity"] < 1
     done = await wire.ask({"type": "state", "id": "8", "order": {"op": "read", "ids": [view["id"]]}})
     assert done["answer"]["states"][0]["version"] == 2
+
+
+async def test_a_long_order_is_an_operation(http) -> None:
+    prefer = {"prefer": "respond-async"}
+    made = await http.post("/v1/state", json={"named": "bell", "id": "st_long"}, headers=prefer)
+    assert (made.status_code, made.headers["preference-applied"]) == (202, "respond-async")
+    done = await ended(http, made)
+    assert (done["op"], done["progress"], done["result"]["kind"]) == ("prepare", 1.0, "states")
+    assert (done["result"]["states"][0]["id"], done["result"]["states"][0]["version"]) == ("st_long", 1)
+    body = {"steps": [{"channel": "dephasing", "p": 0.5, "subsystems": [0]}]}
+    changed = await ended(http, await http.post("/v1/state/st_long/evolve", json=body, headers=prefer))
+    assert changed["result"]["states"][0]["version"] == 2
+    asked = await http.post("/v1/state/st_long/measure", json={"basis": "ZZ"}, headers=prefer)
+    assert (await ended(http, asked))["result"]["results"][0]["probabilities"] == pytest.approx([0.5, 0, 0, 0.5])
+    late = await http.post("/v1/state/st_long/evolve", json=body, headers={**prefer, "if-match": '"1"'})
+    failed = await ended(http, late)
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "version_conflict")
+    assert (await http.get("/v1/state/st_long")).json()["version"] == 2
+    await http.delete("/v1/state/st_long")
+
+
+async def ended(http, accepted) -> dict:
+    assert accepted.status_code == 202, accepted.text
+    while not (view := (await http.get(accepted.headers["location"])).json())["ended_at"]:
+        await asyncio.sleep(0.01)
+    return view

@@ -15,6 +15,7 @@ from qraf.errors import InvalidRequest, NotAllowed
 from qraf.gateway.bodies import answer, gate, principal, read, refused
 from qraf.gateway.openapi import operation
 from qraf.gateway.repeats import Route, repeatable
+from qraf.gateway.routes.background import accepted, may_be_long, wants_background
 from qraf.gateway.security.guard import check_scope
 from qraf.service_orders import (
     Align,
@@ -67,15 +68,7 @@ def _repeatable(route: Route) -> Route:
 
 def _responds(example: dict[str, Any], body: Any, made: Any) -> dict[str, Any]:
     """What such a route takes and gives: its answer, or 202 with the operation."""
-    extra = operation(body=body, answer=made, example=example, errors=(404,), repeatable=True)
-    schema = {"$ref": f"#/components/schemas/{OperationView.__name__}"}
-    extra["responses"]["202"] = {
-        "description": "a long job, or one asked for with `Prefer: respond-async`; `Location` leads to it",
-        "content": {"application/json": {"schema": schema}},
-    }
-    header = {"type": "string", "enum": ["respond-async"]}
-    extra["parameters"].append({"name": "Prefer", "in": "header", "required": False, "schema": header})
-    return extra
+    return may_be_long(operation(body=body, answer=made, example=example, errors=(404,), repeatable=True))
 
 
 @router.post(
@@ -138,14 +131,9 @@ async def _ask(request: Request, kind: Any) -> Response:
         raise InvalidRequest(f"{fault.detail}; there are {known}", "/op") from None
     if isinstance(order, Recompress) and order.apply:
         _check_change(request)
-    in_background = _wants_background(request)
+    in_background = wants_background(request)
     made = await found.service.orders.ask(order, in_background=in_background)
-    if not isinstance(made, OperationView):
-        return answer(made)
-    headers = {"Location": f"/v1/operations/{made.id}", "Retry-After": "1"}
-    if in_background:
-        headers["Preference-Applied"] = "respond-async"
-    return answer(made, 202, headers)
+    return accepted(made, in_background) if isinstance(made, OperationView) else answer(made)
 
 
 def _check_change(request: Request) -> None:
@@ -155,9 +143,3 @@ def _check_change(request: Request) -> None:
     except NotAllowed as error:
         refused(request, principal(request), "POST /v1/optimize", error)
         raise
-
-
-def _wants_background(request: Request) -> bool:
-    """Whether `Prefer` (RFC 7240) asks for an operation; preferences that are not known are passed over."""
-    given = ",".join(request.headers.getlist("prefer"))
-    return any(one.partition(";")[0].strip().lower() == "respond-async" for one in given.split(","))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,6 +15,7 @@ from qraf.errors import InvalidRequest, NotFound
 from qraf.gateway.bodies import PageQuery, answer, body_of, gate, query, read
 from qraf.gateway.openapi import operation
 from qraf.gateway.repeats import made_id, repeatable
+from qraf.gateway.routes.background import accepted, may_be_long, wants_background
 from qraf.state_orders import (
     Compared,
     Deleted,
@@ -94,16 +96,18 @@ TYPES = (
 @router.post(
     "/state",
     status_code=201,
-    openapi_extra=operation(
-        body=StatePrepareBody,
-        answer=(StateView, StateViews),
-        status=201,
-        errors=(404, 412),
-        repeatable=True,
-        example={
-            "circuit": 'OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[2] q;\nh q[0];\ncx q[0], q[1];',
-            "label": "bell",
-        },
+    openapi_extra=may_be_long(
+        operation(
+            body=StatePrepareBody,
+            answer=(StateView, StateViews),
+            status=201,
+            errors=(404, 412),
+            repeatable=True,
+            example={
+                "circuit": 'OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[2] q;\nh q[0];\ncx q[0], q[1];',
+                "label": "bell",
+            },
+        )
     ),
 )
 @repeatable
@@ -113,10 +117,8 @@ async def prepare(request: Request) -> Response:
     fields = _fields(body)
     if body.states is not None:
         fields["states"] = tuple(_named(request, one, place) for place, one in enumerate(body.states))
-    found = await _views(request, _named(request, StatePrepare(**fields)))
-    if body.states is not None:
-        return answer(found, 201)
-    return _one(found, 201)
+    show = _one if body.states is None else answer
+    return await _answered(request, _named(request, StatePrepare(**fields)), lambda found: show(found, 201))
 
 
 @router.get("/state", openapi_extra=operation(query=PageQuery, answer=StatePage))
@@ -129,23 +131,27 @@ async def list_states(request: Request) -> Response:
 
 @router.post(
     "/state/compare",
-    openapi_extra=operation(
-        body=StateCompareBody,
-        answer=Compared,
-        example={"pairs": [["st_01M834YDH9G4SV57G23CCDYHX0", {"named": "bell"}]], "measures": ["fidelity"]},
+    openapi_extra=may_be_long(
+        operation(
+            body=StateCompareBody,
+            answer=Compared,
+            example={"pairs": [["st_01M834YDH9G4SV57G23CCDYHX0", {"named": "bell"}]], "measures": ["fidelity"]},
+        )
     ),
 )
 async def compare(request: Request) -> Response:
     """Compare states pair by pair; either may be stored, or prepared for this call alone."""
-    return answer(await _order(request, StateCompare(**_fields(await _read(request, StateCompareBody)))))
+    return await _answered(request, StateCompare(**_fields(await _read(request, StateCompareBody))), answer)
 
 
 @router.post(
     "/state/measure",
-    openapi_extra=operation(
-        body=StateMeasureManyBody,
-        answer=Measured,
-        example={"ids": ["st_01M834YDH9G4SV57G23CCDYHX0"], "basis": "computational", "shots": 100, "seed": 7},
+    openapi_extra=may_be_long(
+        operation(
+            body=StateMeasureManyBody,
+            answer=Measured,
+            example={"ids": ["st_01M834YDH9G4SV57G23CCDYHX0"], "basis": "computational", "shots": 100, "seed": 7},
+        )
     ),
 )
 async def measure_many(request: Request) -> Response:
@@ -155,12 +161,14 @@ async def measure_many(request: Request) -> Response:
 
 @router.post(
     "/state/evolve",
-    openapi_extra=operation(
-        body=StateEvolveManyBody,
-        answer=StateViews,
-        errors=(412,),
-        repeatable=True,
-        example={"ids": ["st_01M834YDH9G4SV57G23CCDYHX0"], "steps": [{"channel": "depolarizing", "p": 0.01}]},
+    openapi_extra=may_be_long(
+        operation(
+            body=StateEvolveManyBody,
+            answer=StateViews,
+            errors=(412,),
+            repeatable=True,
+            example={"ids": ["st_01M834YDH9G4SV57G23CCDYHX0"], "steps": [{"channel": "depolarizing", "p": 0.01}]},
+        )
     ),
 )
 @repeatable
@@ -190,30 +198,31 @@ async def delete_state(request: Request) -> Response:
 
 @router.post(
     "/state/{state}/measure",
-    openapi_extra=operation(
-        path=_STATE, body=StateMeasureBody, answer=Measurement, example={"basis": "ZZ", "shots": 1000, "seed": 7}
+    openapi_extra=may_be_long(
+        operation(
+            path=_STATE, body=StateMeasureBody, answer=Measurement, example={"basis": "ZZ", "shots": 1000, "seed": 7}
+        )
     ),
 )
 async def measure(request: Request) -> Response:
     """Born probabilities, outcomes of a basis, samples, or an observable's mean and variance."""
     order = StateMeasure(ids=(request.path_params["state"],), **_fields(await _read(request, StateMeasureBody)))
-    found = await _order(request, order)
-    assert isinstance(found, Measured)
-    [result] = found.results
-    return answer(result, headers={"ETag": f'"{result.version}"'})
+    return await _answered(request, order, _measured)
 
 
 @router.post(
     "/state/{state}/evolve",
-    openapi_extra=operation(
-        path=_STATE,
-        body=StateEvolveBody,
-        answer=StateView,
-        also={201: StateView},
-        headers=_IF_MATCH,
-        errors=(412,),
-        repeatable=True,
-        example={"steps": [{"channel": "amplitude_damping", "gamma": 0.1, "subsystems": [0]}]},
+    openapi_extra=may_be_long(
+        operation(
+            path=_STATE,
+            body=StateEvolveBody,
+            answer=StateView,
+            also={201: StateView},
+            headers=_IF_MATCH,
+            errors=(412,),
+            repeatable=True,
+            example={"steps": [{"channel": "amplitude_damping", "gamma": 0.1, "subsystems": [0]}]},
+        )
     ),
 )
 @repeatable
@@ -224,15 +233,17 @@ async def evolve(request: Request) -> Response:
 
 @router.post(
     "/state/{state}/merge",
-    openapi_extra=operation(
-        path=_STATE,
-        body=StateMergeBody,
-        answer=StateView,
-        also={201: StateView},
-        headers=_IF_MATCH,
-        errors=(412,),
-        repeatable=True,
-        example={"others": ["st_01M834YDH9G4SV57G23CCDYHX0"], "weights": [0.75, 0.25]},
+    openapi_extra=may_be_long(
+        operation(
+            path=_STATE,
+            body=StateMergeBody,
+            answer=StateView,
+            also={201: StateView},
+            headers=_IF_MATCH,
+            errors=(412,),
+            repeatable=True,
+            example={"others": ["st_01M834YDH9G4SV57G23CCDYHX0"], "weights": [0.75, 0.25]},
+        )
     ),
 )
 @repeatable
@@ -243,15 +254,17 @@ async def merge(request: Request) -> Response:
 
 @router.post(
     "/state/{state}/tensor",
-    openapi_extra=operation(
-        path=_STATE,
-        body=StateTensorBody,
-        answer=StateView,
-        also={201: StateView},
-        headers=_IF_MATCH,
-        errors=(412,),
-        repeatable=True,
-        example={"others": [{"named": "bell"}]},
+    openapi_extra=may_be_long(
+        operation(
+            path=_STATE,
+            body=StateTensorBody,
+            answer=StateView,
+            also={201: StateView},
+            headers=_IF_MATCH,
+            errors=(412,),
+            repeatable=True,
+            example={"others": [{"named": "bell"}]},
+        )
     ),
 )
 @repeatable
@@ -262,15 +275,17 @@ async def tensor(request: Request) -> Response:
 
 @router.post(
     "/state/{state}/partial_trace",
-    openapi_extra=operation(
-        path=_STATE,
-        body=StatePartialTraceBody,
-        answer=StateView,
-        also={201: StateView},
-        headers=_IF_MATCH,
-        errors=(412,),
-        repeatable=True,
-        example={"keep": [0]},
+    openapi_extra=may_be_long(
+        operation(
+            path=_STATE,
+            body=StatePartialTraceBody,
+            answer=StateView,
+            also={201: StateView},
+            headers=_IF_MATCH,
+            errors=(412,),
+            repeatable=True,
+            example={"keep": [0]},
+        )
     ),
 )
 @repeatable
@@ -330,18 +345,25 @@ def _named(request: Request, given: P, *place: int) -> P:
 async def _changed(request: Request, kind: Any, body: type[msgspec.Struct]) -> Response:
     fields = _fields(await _read(request, body))
     order = kind(ids=(request.path_params["state"],), versions=_if_match(request), **fields)
-    return _one(await _views(request, order), 201 if order.into == "new" else 200)
+    return await _answered(request, order, lambda found: _one(found, 201 if order.into == "new" else 200))
 
 
 async def _many(request: Request, order: StateMeasure | StateEvolve) -> Response:
     """Like an operand, a state that the body names and that is not there is a fault of the body, by its place."""
     try:
-        return answer(await _order(request, order))
+        return await _answered(request, order, answer)
     except NotFound as fault:
         name = plain(fault.name)
         if name not in order.ids:
             raise
         raise InvalidRequest(f"no state '{name}'", f"/ids/{order.ids.index(name)}") from None
+
+
+async def _answered(request: Request, order: StateOrder, show: Callable[[Any], Response]) -> Response:
+    """The answer to an order as `show` has it; an operation instead where the request prefers one."""
+    if wants_background(request):
+        return accepted(await gate(request).service.states.job(order), is_preferred=True)
+    return show(await _order(request, order))
 
 
 async def _order(request: Request, order: StateOrder) -> StateAnswer:
@@ -352,6 +374,11 @@ async def _views(request: Request, order: StateOrder) -> StateViews:
     found = await _order(request, order)
     assert isinstance(found, StateViews)
     return found
+
+
+def _measured(found: Measured) -> Response:
+    [result] = found.results
+    return answer(result, headers={"ETag": f'"{result.version}"'})
 
 
 def _one(found: StateViews, status: int) -> Response:
