@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 
 from qraf.errors import NodeDown, QrafError, VersionConflict
 from qraf.network.placement import state_host
@@ -118,6 +119,36 @@ async def test_a_frozen_host_is_given_up_and_its_successor_answers(runtime: RayR
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(old.pid, signal.SIGCONT)
+
+
+async def test_a_host_frozen_under_load_that_goes_on_loses_and_doubles_nothing(
+    runtime: RayRuntime, journal: Journal
+) -> None:
+    committed: list[int] = []
+
+    async def write(writer: int) -> None:
+        for n in range(20):
+            items = await asyncio.to_thread(commit, journal, "s/eva", [f"fact {n} of {writer}"], f"{writer}-{n}-")
+            committed.extend(item.seq for item in items)
+            await persist(lambda items=items: runtime.absorb("desk", "s/eva", items))  # type: ignore[misc]
+
+    writers = [asyncio.create_task(write(writer)) for writer in range(3)]
+    await until(lambda: len(committed) >= 15)
+    old = runtime._reports["front"]
+    with journal._write("hold the pen"):  # so that it waits to write, and holds up nobody
+        os.kill(old.pid, signal.SIGSTOP)
+    try:
+        await until(lambda: runtime.health["desk"].epoch > old.epoch and runtime.health["desk"].up)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(old.pid, signal.SIGCONT)
+    await asyncio.gather(*writers)
+    answer = await ask(runtime, "s/eva")
+    assert {one.seq for one in answer.evidence} == set(committed)
+    assert answer.items_scanned == len(committed) == 60
+    with journal._read("look") as connection:
+        writes = connection.execute(text("SELECT epoch FROM fences WHERE host = 'front'")).scalar_one()
+    assert old.epoch < writes == runtime.health["desk"].epoch
 
 
 async def test_when_every_host_is_killed_again_and_again_it_comes_back(runtime: RayRuntime, journal: Journal) -> None:
