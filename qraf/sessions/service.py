@@ -672,5 +672,5 @@ def _check_budget(budget: int | None, pointer: str) -> None:
 def _digest(request: Enhance) -> bytes:
     """What a key stands for, in 16 bytes."""
     return hashlib.blake2b(
-        msgspec.msgpack.encode(msgspec.structs.replace(request, id="", again=False)), digest_size=16
+        msgspec.json.encode(msgspec.structs.replace(request, id="", again=False)), digest_size=16
     ).digest()
