@@ -124,6 +124,7 @@ def restored(node: Node) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------- exactly
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"bits": 1, "half_life_s": 500.0}, {"budget_bytes": 60_000}])
 def test_a_restored_memory_equals_the_lost_one_and_the_one_from_the_journal_bit_for_bit(
     place: Place, changes: dict[str, Any]
@@ -163,6 +164,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget_bytes", [None, 4300])
 @given(steps=STEPS)
 @hypothesis_settings(max_examples=25)

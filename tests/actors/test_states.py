@@ -273,6 +273,7 @@ def test_a_state_may_have_an_id_of_its_own_and_be_made_again(room: StateRoom) ->
         assert fault.pointer == pointer
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)  # six seconds alone
 def test_twelve_qubits_of_full_rank_are_stored_and_changed(room: StateRoom) -> None:
     [mixed] = views(room, StatePrepare(named="mixed:12"))
@@ -286,6 +287,7 @@ def test_twelve_qubits_of_full_rank_are_stored_and_changed(room: StateRoom) -> N
     assert less.certificate.trace_distance < 1e-9
 
 
+@pytest.mark.slow
 def test_a_call_that_would_take_too_long_is_refused_before_it_is_begun(journal: Journal) -> None:
     room = StateRoom(journal, encode, StateSettings(max_call_s=2))
     rows = np.random.default_rng(0).normal(size=(2, 800, 1536)) / np.sqrt(2 * 800 * 1536)
