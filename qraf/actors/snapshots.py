@@ -5,8 +5,6 @@ A snapshot only saves time. What fails, in making or in reading one, is told and
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import threading
 import time
@@ -24,9 +22,8 @@ from qraf.memory.memory import Memory, Parts
 from qraf.settings import SnapshotSettings
 from qraf.storage.fences import Fence
 from qraf.storage.journal import Journal
-from qraf.storage.seal import NotOpened
-from qraf.storage.snapshot_files import Abandoned, SnapshotStore, body_of, opened, parts_of, sealed
-from qraf.storage.snapshots import Snapshot
+from qraf.storage.snapshot_files import Abandoned, SnapshotStore, body_of, sealed
+from qraf.storage.snapshots import Snapshot, read_parts
 
 __all__ = ["Keeper", "Snapshots", "read_snapshot"]
 
@@ -227,26 +224,13 @@ def read_snapshot(journal: Journal, store: SnapshotStore, one: Snapshot, memory:
         SealBroken: its key does not open, so it is another memory's or an older one.
         StorageFailed: journal or place failed.
     """
-    data = store.read(one.id)
-    if data is None:
-        raise InvalidState("snapshot", "have a file", "has none")
-    if not hmac.compare_digest(hashlib.sha256(data).digest(), one.digest):
-        raise InvalidState("snapshot", "match its checksum", f"does not: it was cut or changed ({len(data)} bytes)")
-    key = journal.snapshots.key(one)
+    facts, arrays = read_parts(journal.snapshots, store, one)
     try:
-        facts, arrays = parts_of(opened(data, key, one.belongs()))
-    except NotOpened:
-        raise InvalidState("snapshot", "open with its key", "does not: it was changed, or is another's") from None
-    try:
-        if facts["memory"] != one.memory or len(arrays["seq"]) != one.items:
-            raise InvalidState("snapshot", f"hold {one.items} items of '{one.memory}'", "does not")
         memory.put((facts, arrays))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         if isinstance(error, QrafError):
             raise
         raise InvalidState("snapshot", "hold a memory", f"does not: {type(error).__name__}") from error
-    if np.isin(journal.snapshots.forgotten(one.memory, one.last_seq), arrays["seq"]).any():
-        raise InvalidState("snapshot", "hold nothing that was forgotten", "does: it is an older one")
     now = memory.now()
     if gone := [seq for seq, expires_at in memory.items.expires_at.items() if expires_at <= now]:
         memory.forget(gone)

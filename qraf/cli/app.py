@@ -10,6 +10,7 @@ import typer
 from qraf.cli.keys import keys_app, tenants
 from qraf.cli.seal import rotate
 from qraf.cli.services import correct_app, operations_app, optimize_app, quantize
+from qraf.cli.snapshots import app as snapshots_app
 from qraf.cli.state import app as state_app
 from qraf.cli.topology import app as topology_app
 from qraf.cli.usage import audit_app, usage
@@ -32,6 +33,7 @@ app.add_typer(optimize_app, name="optimize")
 app.add_typer(correct_app, name="correct")
 app.add_typer(operations_app, name="operations")
 app.add_typer(keys_app, name="keys")
+app.add_typer(snapshots_app, name="snapshots")
 keys_app.command("rotate")(rotate)
 app.command("tenants")(tenants)
 app.command("usage")(usage)

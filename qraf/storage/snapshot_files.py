@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from qraf.errors import InvalidState, NotAvailable, StorageFailed
 from qraf.storage.seal import DataKey, NotOpened, bound
 
-__all__ = ["FORMAT", "Abandoned", "SnapshotStore", "body_of", "opened", "parts_of", "sealed"]
+__all__ = ["FORMAT", "Abandoned", "Parts", "SnapshotStore", "body_of", "opened", "parts_of", "sealed"]
 
 FORMAT = 1
 _MAGIC = b"QRAFSNAP" + bytes([FORMAT])

@@ -7,6 +7,8 @@ file that is left over, copied or put back cannot be opened any more. A row stay
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import secrets
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
@@ -18,15 +20,16 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, or_, select, update
 
 from qraf.clock import Clock
-from qraf.errors import SealBroken
+from qraf.errors import InvalidState, SealBroken
 from qraf.storage import tables
 from qraf.storage.fences import Fence, hold
 from qraf.storage.keyring import Keyring
 from qraf.storage.line import Line, retried
 from qraf.storage.seal import DataKey, NotOpened, bound, new_key
+from qraf.storage.snapshot_files import Parts, SnapshotStore, opened, parts_of
 from qraf.tenants import tenant_of
 
-__all__ = ["Snapshot", "SnapshotTable", "erase"]
+__all__ = ["Snapshot", "SnapshotTable", "erase", "read_parts"]
 
 _snapshots, _items = tables.snapshots, tables.items
 
@@ -220,6 +223,31 @@ class SnapshotTable:
     def _listed(self, query: Select[Any]) -> list[Snapshot]:
         with self._read("list snapshots") as connection:
             return [_snapshot(row) for row in connection.execute(query).all()]
+
+
+def read_parts(table: SnapshotTable, store: SnapshotStore, one: Snapshot) -> Parts:
+    """What stands in a snapshot.
+
+    Raises:
+        InvalidState: its file is not there or torn, another's, or holds what was forgotten.
+        SealBroken: its key does not open, so it is another memory's or an older one.
+        StorageFailed: journal or place failed.
+    """
+    data = store.read(one.id)
+    if data is None:
+        raise InvalidState("snapshot", "have a file", "has none")
+    if not hmac.compare_digest(hashlib.sha256(data).digest(), one.digest):
+        raise InvalidState("snapshot", "match its checksum", f"does not: it was cut or changed ({len(data)} bytes)")
+    key = table.key(one)
+    try:
+        facts, arrays = parts_of(opened(data, key, one.belongs()))
+    except NotOpened:
+        raise InvalidState("snapshot", "open with its key", "does not: it was changed, or is another's") from None
+    if facts.get("memory") != one.memory or len(arrays.get("seq", ())) != one.items:
+        raise InvalidState("snapshot", f"hold {one.items} items of '{one.memory}'", "does not")
+    if np.isin(table.forgotten(one.memory, one.last_seq), arrays["seq"]).any():
+        raise InvalidState("snapshot", "hold nothing that was forgotten", "does: it is an older one")
+    return facts, arrays
 
 
 def erase(connection: Connection, memory: str, from_seq: int = 0) -> None:
