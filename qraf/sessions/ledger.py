@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 LEASE_S = 15.0  # a gateway that has said nothing for so long is dead
 _BEAT_S = 3.0
-_GATHER_S = 0.1  # how long a response waits for others that are written with it
+_GATHER_S = 0.05  # how long a response waits for others that are written with it
 _LOOK_S = 1.0  # between two looks at what clients of other gateways want
 _WISH_S = 10.0  # how long a client's wish to read counts
 _REST_S = 1.0  # after a failure of the journal
