@@ -149,12 +149,15 @@ def _id(key: str) -> str:
 
 @contextlib.asynccontextmanager
 async def _server(url: str) -> AsyncIterator[Call]:
+    from urllib.parse import parse_qsl, urlsplit
+
     from qraf.client.rest import Rest
 
     rest = Rest(url)
 
     async def call(method: str, path: str, body: _Json | None) -> _Json:
-        return await rest.call(method, path, body=body)
+        parts = urlsplit(path)  # a query in the path would be dropped for the one that is given beside it
+        return await rest.call(method, parts.path, body=body, **dict(parse_qsl(parts.query)))
 
     try:
         yield call
