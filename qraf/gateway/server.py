@@ -151,6 +151,9 @@ class _WebSocket(WebSocketsSansIOProtocol):
 def _listen(host: str, port: int) -> socket.socket:
     address = "127.0.0.1" if host.lower().rstrip(".") == "localhost" else host
     try:
-        return socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+        listening = socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+        # inherited by what is accepted; asyncio's own loop does not set it there, and a second frame then waits 40 ms
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         raise CannotListen(host, port, error.strerror or str(error)) from None
