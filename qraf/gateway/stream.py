@@ -440,6 +440,8 @@ class Stream:
     # ------------------------------------------------------------------------------------------------ responses
     async def _enhance(self, command: Enhance) -> None:
         response = await self._service.enhance(command, owner=self.id)
+        if response.task is not None:
+            response.task.add_done_callback(lambda _: self._note_limit(response))
         if self._early_cancels.pop(command.id, False):
             response.cancel()
         if any(reader.response is response for reader in self._readers):
