@@ -23,7 +23,7 @@ FLOORS = {
 }  # fmt: skip
 # the light client installs without the server; the command line and the demo are the server's users
 LIGHT = {"client"}
-MAY_IMPORT_RAY = {"actors/ray_runtime.py", "actors/ray_supervisor.py", "actors/ray_services.py"}
+MAY_IMPORT_RAY = {f"actors/ray_{name}.py" for name in ("actors", "runtime", "services", "supervisor")}
 # a process that only serves frames must not pay for torch
 MAY_IMPORT_TORCH = (
     "states/",

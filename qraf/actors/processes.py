@@ -1,4 +1,4 @@
-"""What runs in an actor's process: a host, or the embedded engine. `ray_supervisor` makes actors of these classes."""
+"""What runs in an actor's process: a host, or the embedded engine. `ray_actors` makes actors of these classes."""
 
 from __future__ import annotations
 

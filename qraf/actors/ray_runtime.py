@@ -21,7 +21,8 @@ from ray.exceptions import ActorDiedError, RayError
 
 from qraf.actors.hosted import HostedRuntime, NodeHealth, Process
 from qraf.actors.messages import HostReport, Spell
-from qraf.actors.ray_supervisor import HOLD_S, SupervisorActor, kill, named_actors
+from qraf.actors.ray_actors import kill, named_actors
+from qraf.actors.ray_supervisor import HOLD_S, SupervisorActor
 from qraf.actors.replies import ping, raised, reply
 from qraf.actors.standing import ENGINE, SUPERVISOR, Charter, Joined, Post, Standing
 from qraf.clock import Clock
@@ -44,7 +45,7 @@ _STOP_TIMEOUT_S = 15.0
 _LEAVE_TIMEOUT_S = 1.0
 _MOST_JOINS = 12  # in a row, over some seconds; then it is not the dead one's name that is in the way
 _AGAIN_S = 5.0
-_GROUP_OF = {  # of a host's threads, see `ray_supervisor`
+_GROUP_OF = {  # of a host's threads, see `ray_actors`
     "absorb": "write",
     "forget": "write",
     "drop": "write",
@@ -226,6 +227,7 @@ class RayRuntime(HostedRuntime):
                     self._supervisor = supervisor
                     return joined
                 _log.warning("the network that other gateways left in this namespace is replaced")
+                await reply(supervisor.stop.remote(), _STOP_TIMEOUT_S)
                 await self._blocking(kill, supervisor)
             except TimeoutError:
                 reason = "it hangs"

@@ -13,19 +13,19 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import ActorAlreadyExistsError, RayError
+from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 from qraf.actors.messages import HostReport
-from qraf.actors.processes import EngineActor, HostActor, Identity
+from qraf.actors.processes import Identity
+from qraf.actors.ray_actors import START_TIMEOUT_S, Actors, named_actors
 from qraf.actors.replies import ping, raised, reply
 from qraf.actors.spare import Spare
 from qraf.actors.standing import ENGINE, SUPERVISOR, Charter, Joined, Post, Standing
@@ -35,40 +35,15 @@ from qraf.errors import InvalidRequest, NotReady, QrafError
 from qraf.network.topology import HostSpec
 from qraf.text.generator import Endpoint
 
-__all__ = ["HOLD_S", "SupervisorActor", "kill", "named_actors"]
+__all__ = ["HOLD_S", "SupervisorActor"]
 
 HOLD_S = 1.0  # how long a question waits for news
 """At most so long, and the time of an answer, passes until a gateway hears that nothing changed."""
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
-_START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 10.0
 _JOIN_S = 5.0  # how long a gateway that wants another network waits for the last one to be seen no more
 _FROZEN_S = 2.0  # the loop stood still for so long: somebody may have taken over meanwhile
-# threads: reading never waits behind writing, states or services, a probe behind none of them
-_GROUPS = {"read": 12, "write": 8, "states": 4, "work": 1, "control": 2}
-
-_HostActor: Any = ray.remote(concurrency_groups=_GROUPS)(HostActor)
-_EngineActor: Any = ray.remote(max_concurrency=4)(EngineActor)
-
-
-def named_actors(namespace: str) -> dict[str, Any]:
-    """The actors of a network that Ray knows by name, the supervisor too. Blocks."""
-    found = {}
-    for one in ray.util.list_named_actors(all_namespaces=True):
-        name = one["name"]
-        if one["namespace"] == namespace and (name == SUPERVISOR or name.startswith(("host/", "engine"))):
-            with contextlib.suppress(ValueError):  # it died meanwhile
-                found[name] = ray.get_actor(name, namespace=namespace)
-    return found
-
-
-def kill(actor: Any) -> None:
-    """Kill an actor's process; one that is stopped or hangs is killed by its raylet 5 s later. Blocks."""
-    with contextlib.suppress(RayError, ValueError):
-        ray.kill(actor)
 
 
 @dataclass(slots=True)
@@ -91,7 +66,7 @@ class SupervisorActor:
     """
 
     def __init__(self, charter: Charter) -> None:
-        self._charter, self._mark = charter, charter.mark()
+        self._charter, self._actors = charter, Actors(charter)
         self._clock = SystemClock()
         self._term = secrets.token_hex(8)
         self._run = secrets.token_hex(8)  # within which epochs rise: that of this Ray, whoever supervises
@@ -99,19 +74,18 @@ class SupervisorActor:
         self._books.observe(charter.epoch)
         self._attendance = Attendance(self._clock)
         self._held: dict[str, _Held] = {}
-        self._spare: Spare[Any] = Spare(lambda: self._create_host(None), self._clock)
+        self._spare: Spare[Any] = Spare(lambda: self._actors.host(None), self._clock)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake, self._news = asyncio.Event(), asyncio.Event()
         self._version = 0
         self._is_begun = self._is_settled = self._is_retired = self._has_found = False
-        self._threads = ThreadPoolExecutor(8, thread_name_prefix="gcs")  # what Ray's head answers: never on the loop
 
     # ------------------------------------------------------------------------------------------------ gateways ask
     async def join(self, gateway: str, charter: Charter) -> Joined | QrafError:
         """Take a gateway in, if it wants the network that is kept. An error of ours is the answer.
 
-        `replace`: it wants another one, and nobody else is here. This supervisor is then of no use any more, and is to
-        be killed by the one who asked; its hosts end when the next one finds them.
+        `replace`: it wants another one, and nobody else is here. This supervisor is then of no use any more, and the
+        one who asked is to stop and kill it.
         """
         if self._is_retired:
             return NotReady("handing over to another supervisor")
@@ -175,11 +149,11 @@ class SupervisorActor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         spare = await self._spare.close()
         actors = [*(held.actor for held in self._held.values()), *([spare] if spare is not None else [])]
-        await asyncio.gather(*(self._stop(actor) for actor in actors))
+        await asyncio.gather(*(self._actors.stop(actor) for actor in actors))
         for charge in self._books.charges.values():
             charge.epoch = charge.restarts = 0
         with contextlib.suppress(RayError):
-            await self._blocking(self._store)
+            await self._actors.blocking(self._store)
         self._held.clear()
 
     async def _is_needed(self, gateway: str) -> bool:
@@ -225,7 +199,7 @@ class SupervisorActor:
             except ValueError:
                 return ""
 
-        if await self._blocking(holder) != ray.get_runtime_context().get_actor_id():
+        if await self._actors.blocking(holder) != ray.get_runtime_context().get_actor_id():
             _log.error("this process stood still, and another supervisor has taken over")
             os._exit(1)
 
@@ -258,37 +232,27 @@ class SupervisorActor:
     # ------------------------------------------------------------------------------------------------ taking over
     async def _find(self) -> None:
         """Take over what an earlier supervisor left, as it is; end what is of no use."""
-        await self._blocking(self._recall)
+        await self._actors.blocking(self._recall)
         space, own = self._charter.runtime.namespace, ray.get_runtime_context().get_actor_id()
-        actors = await self._blocking(named_actors, space)
+        actors = await self._actors.blocking(named_actors, space)
         others = {name: actor for name, actor in actors.items() if actor._actor_id.hex() != own}
-        identities = await asyncio.gather(*(self._identity(*one) for one in others.items()))
+        identities = await asyncio.gather(*(self._actors.identity(*one) for one in others.items()))
         known = list(zip(identities, others.values(), strict=True))
         known.sort(key=lambda pair: -pair[0].epoch if pair[0] is not None else 0)  # of two with one name the newer one
         for identity, actor in known:
             if not self._take_over(identity, actor):
-                self._own(self._kill(actor), "kill a stray")
-
-    async def _identity(self, name: str, actor: Any) -> Identity | None:
-        """Who that is; None: it does not answer in the time that a probe and another one have."""
-        limits = self._charter.runtime
-        try:
-            ask = actor.identity if name.startswith("engine") else actor.identity.options(concurrency_group="control")
-            identity: Identity = await reply(ask.remote(), 2 * limits.probe_timeout_s)
-            return identity
-        except (RayError, TimeoutError, AttributeError):  # whatever it is, it is none of ours
-            return None
+                self._own(self._actors.kill(actor), "kill a stray")
 
     def _take_over(self, identity: Identity | None, actor: Any) -> bool:
         """Whether a process that was found is used."""
         if identity is None:
             return False
         self._books.observe(identity.epoch)
-        if identity.mark != self._mark:
+        if identity.mark != self._actors.mark:
             return False
         report = identity.report
         if report is not None and not report.name:
-            return bool(self._charter.runtime.spare_hosts) and self._spare.put(partial(self._ready, actor))
+            return bool(self._charter.runtime.spare_hosts) and self._spare.put(partial(self._actors.ready, actor))
         name = report.name if report is not None else ENGINE
         if name in self._held or name not in self._books.charges or (report is None and identity.endpoint is None):
             return False
@@ -323,15 +287,15 @@ class SupervisorActor:
         self._tell()
         actor = None
         try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                await self._blocking(self._store)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._actors.blocking(self._store)
                 if name == ENGINE:
-                    actor = await self._create("engine", _EngineActor, self._charter.generator, self._mark)
+                    actor = await self._actors.engine()
                     identity: Identity = raised(await reply(actor.start.remote(epoch)))
                     held = _Held(actor, None, identity.endpoint, identity.pid, identity.machine)
                 else:
                     spec = self._charter.topology.hosts[name]
-                    actor = await self._take_spare(spec) or await self._create_host(spec)
+                    actor = await self._take_spare(spec) or await self._actors.host(spec)
                     adopt = actor.call.options(concurrency_group="control").remote
                     spell = replace(self._charter.spell, name=name, epoch=epoch, run=self._run)
                     report: HostReport = raised(await reply(adopt("adopt", spell)))
@@ -340,54 +304,17 @@ class SupervisorActor:
             self._books.lost(name, epoch, str(error) or "start timed out")
             _log.warning("'%s' did not start (epoch %d): %s", name, epoch, error)
             self._tell()
-            await self._kill(actor)
+            await self._actors.kill(actor)
             return
         except BaseException:
-            await self._kill(actor)
+            await self._actors.kill(actor)
             raise
         if not self._books.arrived(name, epoch):
-            await self._kill(actor)
+            await self._actors.kill(actor)
             return
         self._held[name] = held
         self._tell()
         self._wake.set()
-
-    async def _create(self, name: str, kind: Any, *args: Any, gpus: float = 0.0) -> Any:
-        options: dict[str, Any] = {
-            "num_cpus": 0,
-            "num_gpus": gpus,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-            "namespace": self._charter.runtime.namespace,
-            "lifetime": "detached",
-        }
-
-        def create() -> Any:
-            try:
-                return kind.options(name=name, **options).remote(*args)
-            except ActorAlreadyExistsError:  # the dead keep their names for a moment
-                return kind.options(name=f"{name}~{secrets.token_hex(4)}", **options).remote(*args)
-
-        return await self._blocking(create)
-
-    async def _create_host(self, spec: HostSpec | None) -> Any:
-        """A new host process whose encoder is loaded; without a spec, a spare."""
-        charter = self._charter
-        gpus = spec.gpus if spec else 0.0
-        wants_gpu = spec is not None and spec.device != "cpu" and gpus > 0
-        made_with = charter.journal_url, charter.encoder, wants_gpu, charter.load, charter.masters, self._mark
-        name = f"host/{spec.name}" if spec else "host/spare"
-        return await self._ready(await self._create(name, _HostActor, *made_with, gpus=gpus))
-
-    async def _ready(self, actor: Any) -> Any:
-        """The host, once its encoder is loaded; killed when it cannot be."""
-        try:
-            ready = actor.ready.options(concurrency_group="read").remote
-            raised(await reply(ready(), _START_TIMEOUT_S))
-        except BaseException:
-            await self._kill(actor)
-            raise
-        return actor
 
     async def _take_spare(self, spec: HostSpec) -> Any:
         """The spare, if it fits and still answers."""
@@ -396,7 +323,7 @@ class SupervisorActor:
             try:
                 await ping(actor, self._charter.runtime.probe_timeout_s)
             except (RayError, TimeoutError):
-                await self._kill(actor)
+                await self._actors.kill(actor)
                 return None
         return actor
 
@@ -428,27 +355,14 @@ class SupervisorActor:
         _log.warning("'%s' is down (epoch %d): %s", name, epoch, reason)
         held = self._held.pop(name, None)
         if held is not None:
-            self._own(self._kill(held.actor), f"kill {name}")
+            self._own(self._actors.kill(held.actor), f"kill {name}")
         self._tell()
         self._wake.set()
 
     def _is_probing(self, name: str) -> bool:
         return any(task.get_name() == f"probe {name}" for task in self._tasks)
 
-    # ------------------------------------------------------------------------------------------------ stopping
-    async def _stop(self, actor: Any) -> None:
-        """Let an actor store what waits, then kill it."""
-        with contextlib.suppress(RayError, TimeoutError):
-            await reply(actor.stop.remote(), _STOP_TIMEOUT_S)
-        await self._kill(actor)
-
-    async def _kill(self, actor: Any) -> None:
-        if actor is not None:
-            await self._blocking(kill, actor)
-
-    async def _blocking(self, call: Callable[..., _T], *args: Any) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args))
-
+    # ------------------------------------------------------------------------------------------------ tasks
     def _own(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)

@@ -83,8 +83,8 @@ class Charter:
         }
 
     def mark(self) -> str:
-        """All marks in one: processes that were made for another one are of no use."""
-        return _digest(self.marks())
+        """All marks but for the bounds in one: processes that were made for another one are of no use."""
+        return _digest({name: mark for name, mark in self.marks().items() if name != "bounds"})
 
 
 @dataclass(frozen=True, slots=True)

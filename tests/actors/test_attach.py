@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -53,26 +55,43 @@ def journal(settings: Settings) -> Journal:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def first(settings: Settings) -> AsyncIterator[RayRuntime]:
-    runtime = gateway(settings)
-    await runtime.start()
-    yield runtime
-    await runtime.close()
+async def pair(settings: Settings) -> AsyncIterator[tuple[RayRuntime, RayRuntime]]:
+    """Two that start at once: one of them makes the supervisor."""
+    runtimes = gateway(settings), gateway(settings)
+    await asyncio.gather(*(runtime.start() for runtime in runtimes))
+    yield runtimes
+    for runtime in runtimes:
+        await runtime.close()
+
+
+@pytest.fixture
+def first(pair: tuple[RayRuntime, RayRuntime]) -> RayRuntime:
+    return pair[0]
 
 
 def pids(runtime: RayRuntime) -> dict[str, int]:
     return {one.what: one.pid for one in runtime.processes()}
 
 
-async def test_two_gateways_serve_the_same_memories(first: RayRuntime, settings: Settings, journal: Journal) -> None:
-    second = gateway(settings)
-    await second.start()
+async def test_two_gateways_serve_the_same_memories(pair: tuple[RayRuntime, RayRuntime], journal: Journal) -> None:
+    first, second = pair
     assert set(pids(second)) == {"gateway", "supervisor", "host front", "host back"}
     assert pids(second) == pids(first)
     await first.absorb("desk", "s/ann", await asyncio.to_thread(commit, journal, "s/ann", list(FACTS[:3])))
     await second.absorb("desk", "s/ann", await asyncio.to_thread(commit, journal, "s/ann", list(FACTS[3:]), "b"))
     assert (await count(first, "s/ann"), await count(second, "s/ann")) == (6, 6)
     assert {(ad.memory, ad.items) for ad in await second.advertisements()} == {("s/ann", 6)}
+
+
+async def test_of_two_that_miss_the_supervisor_one_makes_another(pair: tuple[RayRuntime, RayRuntime]) -> None:
+    first, second = pair
+    before, held = pids(first), dict(first._epochs)
+    os.kill(before["supervisor"], signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while before["supervisor"] in (pids(first)["supervisor"], pids(second)["supervisor"]):
+            await asyncio.sleep(0.05)
+    assert pids(first) == pids(second)
+    assert (first._epochs, second._epochs) == (held, held)
     await second.close()
     assert await count(first, "s/ann") == 6
 

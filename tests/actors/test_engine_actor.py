@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,4 +53,10 @@ async def test_the_engine_answers_and_a_killed_one_is_replaced(ray_cluster: None
     assert second != first
     assert await answer(second, settings.generator) == said
     assert runtime.restarts[ENGINE] == 1
+
+    supervisor = next(one.pid for one in runtime.processes() if one.what == "supervisor")
+    os.kill(supervisor, signal.SIGKILL)  # the engine runs on
+    while supervisor in (one.pid for one in runtime.processes()):
+        await asyncio.sleep(0.02)
+    assert (runtime.endpoint("writer"), runtime.restarts[ENGINE]) == (second, 1)
     await runtime.close()

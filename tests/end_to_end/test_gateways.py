@@ -32,7 +32,7 @@ def cluster(ray_cluster: None) -> Iterator[dict[str, str]]:
     """The settings of a server that joins the cluster; what it leaves there is killed afterwards."""
     import ray
 
-    from qraf.actors.ray_supervisor import kill, named_actors
+    from qraf.actors.ray_actors import kill, named_actors
 
     address = ray.get_runtime_context().gcs_address
     yield {"QRAF_RUNTIME__ADDRESS": address, "QRAF_RUNTIME__NAMESPACE": NAMESPACE, "RAY_AUTH_MODE": "disabled"}
