@@ -94,11 +94,11 @@ async def test_one_server_goes_on_where_the_other_was_killed(
             "The pump needs oil every spring."
         ]
 
-        bearer = {"Authorization": first.bearer}
-        changed = httpx.patch(f"{first.url}/v1/sessions/ann", json={"bits": 1}, headers=bearer)
-        assert changed.status_code == 200
-        await asyncio.sleep(1.0)  # what is known of a session may be so old
-        assert httpx.get(f"{second.url}/v1/sessions/ann", headers=bearer).json()["bits"] == 1
+        async with httpx.AsyncClient(headers={"Authorization": first.bearer}) as http:
+            changed = await http.patch(f"{first.url}/v1/sessions/ann", json={"bits": 1})
+            assert changed.status_code == 200
+            await asyncio.sleep(1.0)  # what is known of a session may be so old
+            assert (await http.get(f"{second.url}/v1/sessions/ann")).json()["bits"] == 1
         async with qraf.connect(second.url) as q:
             assert (await q.open_session("ann")).state.bits == 1
 
