@@ -112,7 +112,7 @@ def _nearest(mu: Tensor, rank: int | None, form: Form) -> list[NearestState]:
     hermitian = hermitian_part(mu)
     values, vectors = eigh(hermitian)
     projected = nearest_spectrum(values, rank)
-    rho = (vectors * projected[:, None, :]) @ vectors.mH
+    rho = (vectors * projected[:, None, :]) @ vectors.mH if form != "none" else None
     moved = (projected - values).abs().sum(-1) / 2
     skew = torch.linalg.matrix_norm(mu - hermitian)
     frobenius = ((projected - values).square().sum(-1) + skew.square()).sqrt()
@@ -132,7 +132,7 @@ def _nearest(mu: Tensor, rank: int | None, form: Form) -> list[NearestState]:
                 moved_frobenius=float(frobenius[index]),
                 bytes_before=mu[index].nbytes,
                 bytes_after=len(kept) * d * mu.element_size(),
-                density=array_out((rho[index] + rho[index].mH) / 2, form),
+                density=None if rho is None else array_out((rho[index] + rho[index].mH) / 2, form),
             )
         )
     return made

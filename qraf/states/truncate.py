@@ -22,8 +22,11 @@ from qraf.errors import InvalidState
 from qraf.states.checks import check_factor, check_finite, check_weights, eigenvalue_cut
 from qraf.states.measures import factor_of
 from qraf.states.sketch import Sketch
+from qraf.states.state import principal_rows
 
 __all__ = ["Truncation", "recompress_sketch", "truncate", "truncate_mixture", "truncate_state"]
+
+_LARGE = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,8 +79,7 @@ def truncate(
     check_finite(check_factor(factor), "factor")
     if not factor.shape[-2]:
         raise InvalidState("factor", "have at least one row", f"has {tuple(factor.shape)}")
-    _, roots, directions = torch.linalg.svd(factor, full_matrices=False)
-    values = roots.square()
+    values, directions = _principal(factor)
     total = values.sum(-1, keepdim=True)
     if bool((total <= 0).any()):
         raise InvalidState("factor", "have a trace above 0", "is zero")
@@ -160,6 +162,15 @@ def recompress_sketch(sketch: Sketch, rank: int, dtype: str | None = None) -> Sk
     smaller.merge(sketch)
     smaller.alpha = sketch.alpha
     return smaller
+
+
+def _principal(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues of L^H L, falling (..., k), and their directions (..., k, d)."""
+    if min(factor.shape[-2:]) < _LARGE:
+        _, roots, directions = torch.linalg.svd(factor, full_matrices=False)
+        return roots.square(), directions
+    rows, values = principal_rows(factor)  # a large one may fall apart into blocks, which an SVD would not see
+    return values, rows / values.sqrt().clamp(min=torch.finfo(values.dtype).tiny)[..., :, None]
 
 
 def _check_wish(rank: int | None, loss: float | None) -> None:
