@@ -48,6 +48,9 @@ soak: setup      ## 8,000 idle sockets and one that never reads; needs 8,500 ope
 chaos: setup     ## thirty rounds of kill -9 (host, supervisor, gateway, PostgreSQL's connections) under load, with a table
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+fuzz: setup      ## 1,000,000 frames of the stream protocol and every boundary of the OpenAPI document, from a new seed
+	QRAF_FUZZ=1 $(BIN)/pytest -s tests/fuzz $(ARGS)
+
 check: setup     ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

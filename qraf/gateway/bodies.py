@@ -16,7 +16,15 @@ from qraf.errors import InvalidRequest, NotAllowed, NotAuthenticated, NotReady, 
 from qraf.frames import ClientFrame, ErrorBody
 from qraf.gateway.commands import check_command
 from qraf.gateway.metrics import GatewayMeters
-from qraf.gateway.problems import PROBLEM_JSON, decoding_fault, http_problem, not_finite, problem, problem_of_body
+from qraf.gateway.problems import (
+    PROBLEM_JSON,
+    decoding_fault,
+    holds_long_integer,
+    http_problem,
+    problem,
+    problem_of_body,
+    unusable,
+)
 from qraf.gateway.security.authority import Authority
 from qraf.gateway.security.guard import PUBLIC, ROUTES, check_frame, check_route, methods_of
 from qraf.gateway.security.limits import LIMIT_CODES, account_of
@@ -190,21 +198,32 @@ async def read(request: Request, kind: type[T], most: int | None = None) -> T:
     data = await whole_body(request, most or gate(request).settings.limits.max_frame_bytes)
     try:
         if len(data) > _LONG:  # would keep every other connection waiting
-            return await asyncio.to_thread(msgspec.json.decode, data, type=kind)
-        return msgspec.json.decode(data, type=kind)
+            return await asyncio.to_thread(_decoded, data, kind)
+        return _decoded(data, kind)
     except msgspec.ValidationError as error:
         raise InvalidRequest(*decoding_fault(error)) from None
     except RecursionError:
         raise ProtocolError("the body is nested too deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        pointer = await asyncio.to_thread(not_finite, data)
-        if pointer is not None:
-            raise InvalidRequest("must be a finite number; JSON has no NaN or Infinity", pointer) from None
+        fault = await asyncio.to_thread(unusable, data)
+        if fault is not None:
+            raise InvalidRequest(*fault) from None
         raise ProtocolError(f"the body is no JSON: {error}") from None
 
 
+def _decoded(data: bytes, kind: type[T]) -> T:
+    found = msgspec.json.decode(data, type=kind)
+    if holds_long_integer(data) and (fault := unusable(data)) is not None:
+        raise InvalidRequest(*fault)
+    return found
+
+
 async def whole_body(request: Request, most: int) -> bytes:
-    """The bytes of a request; may be asked for more than once. Raises HTTPException (413) for more than `most`."""
+    """The bytes of a request; may be asked for more than once.
+
+    Raises:
+        HTTPException: 413 for more than `most`. LimitExceeded: the gateway holds too much of others already.
+    """
     known: bytes | None = request.scope["state"].get("body")
     told = request.headers.get("content-length", "0")
     if told.isdigit() and int(told) > most:
@@ -216,6 +235,7 @@ async def whole_body(request: Request, most: int) -> bytes:
             size += len(part)
             if size > most:
                 break
+            request.scope["state"]["held"].add(len(part))
             parts.append(part)
         known = b"".join(parts)
     else:

@@ -26,11 +26,12 @@ __all__ = [
     "PROBLEM_JSON",
     "decoding_fault",
     "error_body",
+    "holds_long_integer",
     "http_problem",
-    "not_finite",
     "problem",
     "problem_of_body",
     "status_of",
+    "unusable",
 ]
 
 PROBLEM_JSON = "application/problem+json"
@@ -45,7 +46,8 @@ CODES: dict[str, tuple[int, str]] = {
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"(unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 _LONGEST = 400  # a client's own field names are not echoed at any length
-_NOT_FINITE = object()
+_NOT_FINITE, _TOO_LONG = object(), object()
+_LONG_INTEGER = re.compile(rb"(?<![\d.])\d{19}")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "role": get_args(Role),
     "channel": get_args(Channel),
@@ -122,21 +124,36 @@ def decoding_fault(error: Exception) -> tuple[str, str]:
     return detail[:1].lower() + detail[1:_LONGEST], pointer[:_LONGEST]
 
 
-def not_finite(data: bytes) -> str | None:
-    """Where JSON that other encoders write holds NaN or Infinity, as a pointer; None when that is not its fault."""
+def holds_long_integer(data: bytes) -> bool:
+    """Whether JSON may hold an integer over 64 bits, which its decoder takes and nothing behind it does."""
+    return _LONG_INTEGER.search(data) is not None
+
+
+def unusable(data: bytes) -> tuple[str, str] | None:
+    """What JSON that other encoders write holds and no request may: NaN, Infinity, an integer over 64 bits.
+
+    As (detail, JSON pointer); None when that is not its fault.
+    """
     try:
-        waiting: list[tuple[str, Any]] = [("", json.loads(data, parse_constant=lambda name: _NOT_FINITE))]
+        found = json.loads(data, parse_constant=lambda name: _NOT_FINITE, parse_int=_parse_int)
     except (ValueError, RecursionError):
         return None
+    waiting: list[tuple[str, Any]] = [("", found)]
     while waiting:
         pointer, value = waiting.pop()
         if value is _NOT_FINITE:
-            return pointer[:_LONGEST]
+            return "must be a finite number; JSON has no NaN or Infinity", pointer[:_LONGEST]
+        if value is _TOO_LONG:
+            return "an integer must fit into 64 bits", pointer[:_LONGEST]
         if isinstance(value, dict):
             waiting += [(f"{pointer}/{_escaped(str(key))}", inner) for key, inner in reversed(value.items())]
         elif isinstance(value, list):
             waiting += [(f"{pointer}/{place}", inner) for place, inner in reversed(list(enumerate(value)))]
     return None
+
+
+def _parse_int(text: str) -> object:
+    return int(text) if len(text) < 19 or (len(text) < 22 and -(2**63) <= int(text) < 2**64) else _TOO_LONG
 
 
 def _escaped(name: str) -> str:

@@ -26,7 +26,7 @@ from qraf.errors import (
 )
 from qraf.frames import ClientFrame, ErrorBody, ErrorFrame, Hello, ServerFrame
 from qraf.gateway.commands import MAX_ID, check_command
-from qraf.gateway.problems import decoding_fault, error_body
+from qraf.gateway.problems import decoding_fault, error_body, holds_long_integer, unusable
 from qraf.settings import LimitSettings
 
 __all__ = [
@@ -183,13 +183,15 @@ class Connection:
     def _decode(self, data: bytes) -> ClientFrame | Refusal:
         try:
             frame: ClientFrame = (_msgpack if self.is_binary else _json).decode(data)
+            if not self.is_binary and holds_long_integer(data) and (found := unusable(data)) is not None:
+                return _refuse(InvalidRequest(*found), frame.id)
             return frame
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             envelope = self._envelope(data)
             if envelope is None:
                 detail = "nested too deep" if isinstance(error, RecursionError) else str(error)
                 raise ProtocolError(f"not a frame: {detail}", close=Close.MALFORMED) from None
-            return _refuse(_fault(error, envelope), envelope.id)
+            return _refuse(_fault(error, envelope, data), envelope.id)
 
     def _envelope(self, data: bytes) -> _Envelope | None:
         """`type` and `id` of a map whose rest is wrong; None when it is no map, or cut, or not decodable."""
@@ -236,7 +238,7 @@ def _refuse(error: QrafError, id: Any) -> Refusal:
     return Refusal(ErrorFrame(id=id if can_echo else "", error=error_body(error)))
 
 
-def _fault(error: Exception, envelope: _Envelope) -> QrafError:
+def _fault(error: Exception, envelope: _Envelope, data: bytes) -> QrafError:
     if isinstance(error, RecursionError):
         return InvalidRequest("is nested too deep")
     if isinstance(error, msgspec.ValidationError) and isinstance(envelope.type, str) and envelope.type not in _TYPES:
@@ -245,5 +247,8 @@ def _fault(error: Exception, envelope: _Envelope) -> QrafError:
         return InvalidRequest(f"unknown frame type {envelope.type[:64]!a}{hint}", "/type")
     detail, pointer = decoding_fault(error)
     if not isinstance(error, msgspec.ValidationError):
-        detail = f"no valid JSON (NaN, Infinity or half a surrogate pair?): {detail}"
+        found = unusable(data)
+        if found is not None:
+            return InvalidRequest(*found)
+        detail = f"no valid JSON (half a surrogate pair?): {detail}"
     return InvalidRequest(detail, pointer)

@@ -1,0 +1,274 @@
+"""One connection in memory, and the model that says what may come on it.
+
+The model knows only docs/protocol.md: every command has one answer, with its id and of its type; streams count 1, 2, 3;
+a response has one end; what is no frame ends the connection with a stated code, and what is one does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from qraf.gateway.protocol import CLOSE_CODES
+from tests.fuzz.frames import JSON, broken, encoded, spoilt
+
+__all__ = ["Broken", "Heard", "Known", "Talk"]
+
+ANSWERS: dict[str, set[str]] = {
+    "hello": {"welcome"},
+    "ping": {"pong"},
+    "session.open": {"session.opened"},
+    "write": {"write.done"},
+    "recall": {"recall.done"},
+    "enhance": {"response.created"},
+    "state": {"state.done"},
+    "decode.open": {"decode.opened"},
+    "decode.rounds": {"decode.committed"},
+    **{name: {"ack"} for name in ("cancel", "watch", "unwatch", "auth.refresh", "decode.close")},
+}
+ANY = set().union(*ANSWERS.values())
+
+
+class Broken(AssertionError):
+    """The server did what the protocol does not allow."""
+
+
+@dataclass
+class Heard:
+    """A response, over all the connections that read it."""
+
+    stream: str
+    epoch: str
+    seq: int = 0
+    """The last that anybody has seen."""
+    status: str = ""
+    texts: dict[int, str] = field(default_factory=dict)
+    """By `seq`, of the deltas that were not merged anew: each `seq` says the same whoever reads it."""
+
+
+@dataclass
+class Known:
+    """What all connections of an episode know together."""
+
+    responses: dict[str, Heard] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    decoders: list[str] = field(default_factory=list)
+    frames: int = 0
+    closes: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+
+
+class Talk:
+    """A WebSocket's two ends without a socket: `receive` and `send` are for the server."""
+
+    def __init__(self, known: Known, framing: str) -> None:
+        self.known, self.framing = known, framing
+        self.code: int | None = None
+        self.was_dropped = self.may_close = self.must_close = False
+        self.loose = 0
+        """Spoilt frames that are owed an outcome under whatever id."""
+        self.owed: dict[str, list[str]] = {}
+        self.log: list[str] = []
+        self.problems: list[str] = []
+        self.quiet = asyncio.Event()
+        self.quiet.set()
+        self._inbox: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+        self._inbox.put_nowait({"type": "websocket.connect"})
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._seqs: dict[str, int] = {}
+        self._resuming: set[str] = set()
+        self._ended: set[str] = set()
+        self._last_id = ""
+        self._answers: dict[str, int] = defaultdict(int)
+
+    # ---------------------------------------------------------------------------------------------------- the server's
+    async def receive(self) -> MutableMapping[str, Any]:
+        return await self._inbox.get()
+
+    async def send(self, event: MutableMapping[str, Any]) -> None:
+        await self._gate.wait()
+        if self.was_dropped:
+            raise OSError("the client went")
+        if event["type"] == "websocket.send":
+            text = event.get("text")
+            if (text is None) == (self.framing == JSON):
+                self.problems.append("a message of the other framing")
+            self._hear(json.loads(text) if text is not None else msgspec.msgpack.decode(event["bytes"]))
+        elif event["type"] == "websocket.close":
+            self._closed(event["code"])
+
+    # ---------------------------------------------------------------------------------------------------- the client's
+    def say(self, step: tuple[Any, ...]) -> None:
+        """Send what a step says."""
+        if self.is_over:
+            return
+        frame = self._resolved(step[2])
+        if step[0] == "send":
+            self._owe(frame.get("id", ""), frame["type"])
+            self._tell(encoded(frame, self.framing))
+        elif step[0] == "spoil":
+            frame = spoilt(frame, step[3])
+            self.loose += 1
+            self.quiet.clear()
+            self._tell(encoded(frame, self.framing))
+        else:
+            message = broken(encoded(frame | {"id": f"m{step[3]}"}, self.framing), self.framing, step[3])
+            self.loose += 1
+            self.may_close = True
+            self.must_close = isinstance(message, str) != (self.framing == JSON) or len(message) > 65_536
+            self.quiet.clear()
+            self._tell(message)
+
+    def hello(self, frame: dict[str, Any]) -> None:
+        """Say hello, with the streams to go on with that are known."""
+        frame = dict(frame)
+        wanted = []
+        for one in frame.pop("resume", ()):
+            name = one["stream"].removeprefix("@stream ")
+            if name.isdigit():
+                if int(name) >= len(self.known.order):
+                    continue
+                heard = self.known.responses[self.known.order[int(name)]]
+                one = {"stream": heard.stream, "epoch": heard.epoch, "after_seq": heard.seq}
+                self._resuming.add(heard.stream)
+                self._seqs[heard.stream] = heard.seq
+            wanted.append(one)
+        if wanted:
+            frame["resume"] = wanted
+        self._owe("", "hello")
+        self._tell(encoded(frame, self.framing))
+
+    def stall(self) -> None:
+        """Read no more."""
+        self._gate.clear()
+        self.may_close = True
+
+    def drop(self) -> None:
+        """Go away without a word."""
+        if not self.was_dropped:
+            self.was_dropped = True
+            self._inbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
+        self._gate.set()
+        self.quiet.set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether one of the two has ended it."""
+        return self.was_dropped or self.code is not None
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether it takes what comes."""
+        return not self.is_over and self._gate.is_set()
+
+    def unanswered(self) -> str:
+        """What is owed."""
+        return f"{self.owed or ''} and {self.loose} spoilt; closed {self.code}; it must close: {self.must_close}"
+
+    # ------------------------------------------------------------------------------------------------------ the model
+    def _tell(self, message: str | bytes) -> None:
+        self.known.frames += 1
+        self.log.append(f"> {message!r:.300}")
+        kind = "text" if isinstance(message, str) else "bytes"
+        self._inbox.put_nowait({"type": "websocket.receive", kind: message})
+
+    def _owe(self, id: str, kind: str) -> None:
+        self.owed.setdefault(id, []).append(kind)
+        self._last_id = id
+        self.quiet.clear()
+
+    def _resolved(self, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("@"):
+            kind, _, number = value[1:].partition(" ")
+            if kind == "command":
+                return self._last_id
+            names = self.known.decoders if kind == "decoder" else self.known.order
+            return names[int(number)] if number.isdigit() and int(number) < len(names) else "str_none"
+        if isinstance(value, dict):
+            return {key: self._resolved(inner) for key, inner in value.items()}
+        return [self._resolved(inner) for inner in value] if isinstance(value, list) else value
+
+    def _hear(self, frame: dict[str, Any]) -> None:
+        self.log.append(f"< {frame!r:.300}")
+        kind, name, stream = frame["type"], frame.get("id", ""), frame.get("stream", "")
+        if self.code is not None:
+            self.problems.append(f"{kind} after the close")
+        if kind == "goodbye" or (kind == "ack" and frame["status"] == "queued"):
+            return
+        if "seq" in frame:
+            self._count(kind, stream, frame)
+        if kind == "error" and stream:
+            return  # a watch has ended
+        if kind == "error" and frame["error"]["code"] == "internal":
+            self.problems.append(f"an internal error: {frame}")
+        if kind == "decode.opened":
+            self.known.decoders.insert(0, stream)
+        if kind == "response.created":
+            self._created(frame)
+            if stream in self._resuming and name not in self.owed:
+                return
+        if kind in ANY or kind == "error":
+            self._answered(name, kind)
+
+    def _created(self, frame: dict[str, Any]) -> None:
+        stream = frame["stream"]
+        if stream not in self.known.responses:
+            self.known.responses[stream] = Heard(stream, frame["epoch"])
+            self.known.order.insert(0, stream)
+
+    def _count(self, kind: str, stream: str, frame: dict[str, Any]) -> None:
+        seq, before = frame["seq"], self._seqs.get(stream, 0)
+        if kind == "response.created" and seq == 1 and (frame["id"] in self.owed or self.loose):
+            before = 0  # maybe read anew, by its key
+            self._ended.discard(stream)
+        if seq != before + 1:
+            self.problems.append(f"{stream}: {kind} has seq {seq} after {before}")
+        if stream in self._ended:
+            self.problems.append(f"{stream}: {kind} after its end")
+        self._seqs[stream] = seq
+        heard = self.known.responses.get(stream)
+        if kind in ("response.done", "decode.done"):
+            self._ended.add(stream)
+        if heard is None:
+            return
+        heard.seq = max(heard.seq, seq)
+        if kind == "response.done":
+            if heard.status not in ("", frame["status"]):
+                self.problems.append(f"{stream}: {frame['status']} after {heard.status}")
+            heard.status = frame["status"]
+        elif kind == "response.delta" and heard.texts.setdefault(seq, frame["text"]) != frame["text"]:
+            self.problems.append(f"{stream}: seq {seq} says {frame['text']!r} after {heard.texts[seq]!r}")
+
+    def _answered(self, id: str, kind: str) -> None:
+        asked = self.owed.get(id)
+        if asked:
+            # of several with one id it is not told which of them an error refuses
+            if kind != "error" and not any(kind in ANSWERS[one] for one in asked):
+                self.problems.append(f"{kind} for {asked}")
+            self._answers[id] += 1
+            if self._answers[id] == len(asked):
+                del self.owed[id], self._answers[id]
+        elif self.loose:
+            self.loose -= 1
+        else:
+            self.problems.append(f"{kind} with id {id!r} answers nothing")
+        if not self.owed and not self.loose and not self.must_close:
+            self.quiet.set()
+
+    def _closed(self, code: int) -> None:
+        self.log.append(f"< close {code}")
+        if self.code is not None:
+            self.problems.append("closed twice")
+        self.code = code
+        self.known.closes[code] += 1
+        if code not in CLOSE_CODES:
+            self.problems.append(f"an unknown close code {code}")
+        if code in (1011, 1013) or (code not in (4009, 1001) and not self.may_close):
+            self.problems.append(f"closed {code} for nothing")
+        self.quiet.set()
