@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 import msgspec
@@ -21,12 +22,14 @@ __all__ = ["ItemsApi", "Json", "Rest", "SessionsApi"]
 
 Json = dict[str, Any]
 
+_UNREPEATABLE = ("/v1/keys", "/v1/ws-tickets")  # their answers hold secrets and are not kept
+
 
 class Rest:
     """A small HTTP client: JSON in, JSON out, problem+json as `ServerError`. Connects at the first call.
 
-    `api_key` left out: as `find_key` finds it. With `reconnect`, a GET that broke off, and any request that found
-    nobody, is repeated for a while.
+    `api_key` left out: as `find_key` finds it. With `reconnect`, a GET or a POST that broke off, and any request
+    that found nobody, is repeated for a while; a POST has an `Idempotency-Key`, so that it is carried out once.
     """
 
     def __init__(
@@ -102,16 +105,24 @@ class Rest:
         params = {key: value for key, value in params.items() if value is not None}
         loop, policy = asyncio.get_running_loop(), self._reconnect
         give_up_at = loop.time() + (0.0 if policy is None else policy.give_up_s)
+        is_repeatable = policy is not None and method == "POST" and path not in _UNREPEATABLE
+        if is_repeatable:
+            headers = {"idempotency-key": str(uuid4()), **(headers or {})}
         for attempt in itertools.count():
             try:
-                return await self._http.request(method, path, json=body, params=params, headers=headers)
+                response = await self._http.request(method, path, json=body, params=params, headers=headers)
+                if attempt and response.status_code == 409 and loop.time() < give_up_at and _is_under_way(response):
+                    assert policy is not None
+                    await asyncio.sleep(policy.pause_s(attempt))
+                    continue
+                return response
             except httpx.TimeoutException as error:
                 if isinstance(error, httpx.ConnectTimeout):
                     raise CannotConnect(self.url, "no answer in time") from None
                 raise TimedOut(f"{method} {path}", self._timeout_s) from None
             except httpx.TransportError as error:
-                # what only reads, or was never sent, may be asked again
-                is_harmless = method == "GET" or isinstance(error, httpx.ConnectError)
+                # what only reads, was never sent, or is carried out once, may be asked again
+                is_harmless = method == "GET" or is_repeatable or isinstance(error, httpx.ConnectError)
                 if policy is None or not is_harmless or loop.time() >= give_up_at:
                     raise CannotConnect(self.url, str(error) or type(error).__name__) from None
                 await asyncio.sleep(policy.pause_s(attempt))
@@ -197,6 +208,11 @@ class ItemsApi:
         target = {"session": session, "collection": collection}
         body |= {key: value for key, value in target.items() if value is not None}
         return await self._rest.call("POST", "/v1/memory/forget", body=body)
+
+
+def _is_under_way(response: httpx.Response) -> bool:
+    """Whether what was sent before is still being carried out."""
+    return _error(response).error_code == "idempotency_key_in_use"
 
 
 def _error(response: httpx.Response) -> ServerError:

@@ -1,7 +1,8 @@
 """Answers kept for a request that comes again: what was asked under an `Idempotency-Key`, and what came of it.
 
 The row is there before the work begins, so that of two requests with one key, on whichever gateways, one works. It is
-sealed under the key of its tenant's states; neither the client's key nor what was asked can be read from it.
+sealed under the key of its tenant's states: neither the client's key nor what was asked can be read from it. Nothing here waits for the disk: what a request wrote does, and a
+repeat finds that by its ids where the row was lost with the machine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["AnswerTable", "KeptAnswer"]
 _answers = tables.answers
 _pack = msgspec.msgpack.Encoder().encode
 
-Begin = Callable[[str], AbstractContextManager[Connection]]
+Begin = Callable[[str, str], AbstractContextManager[Connection]]
 
 
 class KeptAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -55,7 +56,7 @@ class AnswerTable:
             SealBroken: what is there does not open.
         """
         now, row_name = self._clock.now(), _name(tenant, name)
-        with self._write("begin a request") as connection:
+        with self._write("begin a request", "relaxed") as connection:
             connection.execute(delete(_answers).where(_answers.c.expires_at <= now))
             row = connection.execute(select(_answers).where(_answers.c.name == row_name)).first()
             if row is not None:
@@ -70,7 +71,7 @@ class AnswerTable:
     def finish(self, tenant: str, name: str, attempt: str, answer: KeptAnswer, kept_s: float) -> None:
         """Keep the answer of an attempt; one that has lost its name meanwhile keeps nothing."""
         row_name = _name(tenant, name)
-        with self._write("keep an answer") as connection:
+        with self._write("keep an answer", "relaxed") as connection:
             change = self._sealed(connection, tenant, row_name, answer)
             change |= {"is_done": True, "expires_at": self._clock.now() + kept_s}
             own = (_answers.c.name == row_name, _answers.c.attempt == attempt)
@@ -79,14 +80,14 @@ class AnswerTable:
     @retried
     def give_up(self, tenant: str, name: str, attempt: str) -> None:
         """Free the name of an attempt that changed nothing."""
-        with self._write("free a request") as connection:
+        with self._write("free a request", "relaxed") as connection:
             own = (_answers.c.name == _name(tenant, name), _answers.c.attempt == attempt)
             connection.execute(delete(_answers).where(*own))
 
     @retried
     def trim(self, tenant: str, most: int) -> int:
         """Let go of a tenant's oldest answers beyond `most`; how many went."""
-        with self._write("trim answers") as connection:
+        with self._write("trim answers", "relaxed") as connection:
             mine = select(_answers.c.begun_at).where(_answers.c.tenant == tenant, _answers.c.is_done)
             last = connection.execute(mine.order_by(_answers.c.begun_at.desc()).offset(most).limit(1)).scalar()
             if last is None:

@@ -7,6 +7,9 @@ import asyncio
 import pytest
 import pytest_asyncio
 
+from qraf.client.reconnect import Reconnect
+from qraf.client.rest import Rest
+
 KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 
 
@@ -127,3 +130,30 @@ async def test_secrets_are_not_kept(http) -> None:
     for path in ("/v1/keys", "/v1/ws-tickets"):
         refused = await http.post(path, json={}, headers=KEY)
         assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+
+
+async def test_the_client_sends_again_what_broke_off_and_it_is_carried_out_once(http, server) -> None:
+    """A proxy brings the first two requests to the server and cuts the connection when the answer comes."""
+    lost: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        above, below = await asyncio.open_connection(*server.url.removeprefix("http://").split(":"))
+        below.write(await reader.read(65536))
+        answer = await above.read(65536)
+        if len(lost) < 2:
+            lost.append(answer)
+            writer.transport.abort()
+        else:
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+        below.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        rest = Rest(f"http://127.0.0.1:{port}", reconnect=Reconnect(first_s=0.01, give_up_s=5))
+        made = await rest.call("POST", "/v1/state", body={"named": "bell", "label": "made once"})
+        await rest.close()
+    assert [b" 201 " in answer.partition(b"\r\n")[0] for answer in lost] == [True, True]
+    states = (await http.get("/v1/state?limit=200")).json()["data"]
+    assert [one["id"] for one in states if one["label"] == "made once"] == [made["id"]]
