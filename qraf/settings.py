@@ -48,6 +48,9 @@ class LimitSettings(_Slice):
     max_inflight_writes: int = Field(64, ge=1, description="writes of one connection not answered yet")
     max_write_bytes_in_flight: int = Field(8 * 1024 * 1024, ge=1024, description="over all connections of a gateway")
     max_queued_write_bytes: int = Field(32 * 1024 * 1024, ge=0, description="of writes that wait for that room")
+    max_incoming_bytes: int = Field(
+        256 * 1024 * 1024, ge=1024, description="of a gateway: bodies not answered, messages not whole"
+    )
     write_wait_ms: int = Field(2000, ge=0, description="how long a write waits for room before it is refused")
     max_responses: int = Field(16, ge=1, description="running responses of one connection")
     max_running_responses: int = Field(512, ge=1, description="running responses of a gateway")

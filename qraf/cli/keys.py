@@ -157,7 +157,8 @@ async def _server(url: str) -> AsyncIterator[Call]:
 
     async def call(method: str, path: str, body: _Json | None) -> _Json:
         parts = urlsplit(path)  # a query in the path would be dropped for the one that is given beside it
-        return await rest.call(method, parts.path, body=body, **dict(parse_qsl(parts.query)))
+        query: dict[str, Any] = dict(parse_qsl(parts.query))
+        return await rest.call(method, parts.path, body=body, **query)
 
     try:
         yield call

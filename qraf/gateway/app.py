@@ -14,6 +14,7 @@ from qraf.gateway.door import Door
 from qraf.gateway.metrics import GatewayMeters
 from qraf.gateway.openapi import serve_document
 from qraf.gateway.repeats import Repeats
+from qraf.gateway.room import Room
 from qraf.gateway.routes import (
     enhance,
     health,
@@ -53,7 +54,8 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     sockets = Sockets(everyone, meters, authority)
     repeats = Repeats(service.journal.answers, settings.repeats, service.clock)
     app.state.gate = Gate(everyone, settings, meters, sockets, authority, repeats)
-    app.add_middleware(Door, meters=meters, settings=settings.gateway, authority=authority)
+    room = app.state.room = Room(settings.limits.max_incoming_bytes)
+    app.add_middleware(Door, meters=meters, settings=settings.gateway, authority=authority, room=room)
     app.add_exception_handler(QrafError, _failed)
     app.add_exception_handler(HTTPException, _failed)
     for router in (

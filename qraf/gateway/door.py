@@ -22,6 +22,7 @@ from qraf.errors import NotAllowed, NotAuthenticated
 from qraf.gateway.loopback import is_loopback
 from qraf.gateway.metrics import GatewayMeters
 from qraf.gateway.problems import PROBLEM_JSON, problem
+from qraf.gateway.room import Held, Room
 from qraf.gateway.security.authority import Authority
 from qraf.gateway.security.keys import FRESH_S
 from qraf.gateway.security.limits import rate_headers
@@ -43,8 +44,11 @@ _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 class Door:
     """ASGI middleware around everything else."""
 
-    def __init__(self, app: App, meters: GatewayMeters, settings: GatewaySettings, authority: Authority) -> None:
+    def __init__(
+        self, app: App, meters: GatewayMeters, settings: GatewaySettings, authority: Authority, room: Room
+    ) -> None:
         self._app, self._meters, self._settings, self._authority = app, meters, settings, authority
+        self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse strangers, name the request, and answer what nobody caught with a bare 500."""
@@ -57,6 +61,7 @@ class Door:
             await self._serve(scope, receive, send, request)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request: str) -> None:
+        held = scope["state"]["held"] = Held(self._room)
         is_started, checked_at = False, time.monotonic()
         began, status = checked_at, 0
 
@@ -92,6 +97,7 @@ class Door:
             elif scope["type"] == "http":
                 raise  # in the middle of a body: the server cuts the connection, which is how the client learns
         finally:
+            held.let_go()
             _note(scope, status, time.monotonic() - began)
 
     def _stranger(self, scope: Scope) -> NotAllowed | None:

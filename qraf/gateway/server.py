@@ -13,9 +13,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from qraf.errors import CannotListen, InvalidRequest, NotAllowed
+from qraf.errors import CannotListen, InvalidRequest, LimitExceeded, NotAllowed
 from qraf.gateway.app import create_app
 from qraf.gateway.loopback import is_loopback
+from qraf.gateway.protocol import Close
+from qraf.gateway.room import Held
 from qraf.sessions.service import Service
 from qraf.settings import Settings
 
@@ -129,11 +131,57 @@ class _Uvicorn(uvicorn.Server):
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
-    """Ends for sure: a close waits for a client that never reads, so after a while the socket is cut."""
+    """Holds a large message only while the gateway has room for it, and ends for sure.
+
+    A close waits for a client that never reads, so after a while the socket is cut.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        app: Any = self.config.app
+        self._held = Held(app.state.room)
 
     async def run_asgi(self) -> None:
         await super().run_asgi()
         self._cut_later()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._held.add(len(data))
+        except LimitExceeded as error:
+            self._full(str(error))
+        else:
+            super().data_received(data)
+
+    def send_receive_event_to_app(self) -> None:
+        self._held.let_go()
+        super().send_receive_event_to_app()
+
+    def handle_ping(self) -> None:
+        self._between()
+        super().handle_ping()
+
+    def handle_pong(self, event: Any) -> None:
+        self._between()
+        super().handle_pong(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._held.let_go()
+        super().connection_lost(exc)
+
+    def _between(self) -> None:
+        """A control frame: where no message has begun, nothing is held."""
+        if not self.frames:
+            self._held.let_go()
+
+    def _full(self, reason: str) -> None:
+        transport: Any = self.transport
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": Close.OVERLOAD, "reason": reason})
+        if self.handshake_complete:
+            self.conn.send_close(Close.OVERLOAD, reason[:120])
+            transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        transport.close()
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()

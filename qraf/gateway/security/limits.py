@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 
 from qraf.errors import QuotaExceeded, RateExceeded
@@ -20,8 +21,11 @@ _OF_SOCKETS = ("frames", "write_bytes", "tokens")
 
 
 def account_of(accounts: Accounts, who: Principal) -> Account:
-    """The account that a principal uses: its key's, or its subject's."""
-    return accounts.of(who.tenant, who.key or who.subject, who.role)
+    """The account that a principal uses: its key's, or its subject's, as far as a column can hold it."""
+    name = who.key or who.subject
+    if not name.isprintable():
+        name = f"sub:{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    return accounts.of(who.tenant, name, who.role)
 
 
 def rate_headers(account: Account) -> list[tuple[bytes, bytes]]:
