@@ -38,11 +38,11 @@ from qraf.text.generator import Endpoint
 __all__ = ["HOLD_S", "SupervisorActor"]
 
 HOLD_S = 1.0  # how long a question waits for news
-"""At most so long, and the time of an answer, passes until a gateway hears that nothing changed."""
 
 _log = logging.getLogger(__name__)
 
 _JOIN_S = 5.0  # how long a gateway that wants another network waits for the last one to be seen no more
+_RETIRED_S = 30.0
 _FROZEN_S = 2.0  # the loop stood still for so long: somebody may have taken over meanwhile
 
 
@@ -92,7 +92,7 @@ class SupervisorActor:
         wanted, kept = charter.marks(), self._charter.marks()
         differing = [name for name in kept if wanted[name] != kept[name]]
         if differing and not await self._is_needed(gateway):
-            self._is_retired = True
+            self._retire()
             return "replace"
         if any(name != "bounds" for name in differing):
             return self._refusal(charter, differing)
@@ -142,8 +142,8 @@ class SupervisorActor:
         self._attendance.left(gateway)
 
     async def stop(self) -> None:
-        """End every process but this one; what waits is stored before."""
-        self._is_retired = True
+        """End every process but this one, which the caller is to kill; what waits is stored before."""
+        self._retire()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -155,6 +155,11 @@ class SupervisorActor:
         with contextlib.suppress(RayError):
             await self._actors.blocking(self._store)
         self._held.clear()
+
+    def _retire(self) -> None:
+        """Take no gateway any more; who is to kill this process may die first, then it ends itself."""
+        self._is_retired = True
+        asyncio.get_running_loop().call_later(_RETIRED_S, os._exit, 0)
 
     async def _is_needed(self, gateway: str) -> bool:
         """Whether another gateway is served; one that was here lately may have died, and is given time to ask."""
@@ -329,7 +334,9 @@ class SupervisorActor:
 
     # ------------------------------------------------------------------------------------------------ watching
     async def _probe(self, name: str, epoch: int) -> None:
-        held, limits = self._held[name], self._charter.runtime
+        held, limits = self._held.get(name), self._charter.runtime
+        if held is None:
+            return  # given up meanwhile
         try:
             if name == ENGINE:
                 if not await reply(held.actor.alive.remote(), limits.probe_timeout_s):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from qraf.actors.supervisor import Attendance, Supervisor
 from qraf.clock import FakeClock
 
@@ -129,3 +132,10 @@ def test_a_gateway_that_is_silent_has_departed_and_one_that_says_goodbye_has_not
     assert not attendance.others("a")
     assert attendance.others("d")
     assert not attendance.others("d", since=clock.monotonic())
+
+
+def test_the_process_of_the_supervisor_is_a_light_one() -> None:
+    heavy = ("torch", "transformers", "sqlalchemy", "scipy", "fastapi")
+    code = f"import sys, qraf.actors.ray_supervisor; print([name for name in {heavy} if name in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
