@@ -328,6 +328,12 @@ class Settings(BaseSettings):
     states: StateSettings = StateSettings()
     services: ServiceSettings = ServiceSettings()
 
+    @model_validator(mode="after")
+    def _is_shared(self) -> Settings:
+        if self.runtime.kind == "ray" and self.snapshots.url.startswith("memory:"):
+            raise ValueError("snapshots.url: memory: is one process's own, and hosts are others; name a directory")
+        return self
+
     def master_key_file(self) -> Path:
         """The file of the master keys where none is named."""
         return (self.data / "master.key").absolute()

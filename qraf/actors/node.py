@@ -398,10 +398,10 @@ class Node:
 
     def _restore(self, memory: str, held: Held) -> None:
         """Begin with the newest snapshot, if there is one, before anything else was read."""
-        is_new, held.is_new = held.is_new, False
-        if self._snapshots is None or not is_new:
+        if self._snapshots is None or not held.is_new:
             return
         found = self._snapshots.restore(memory, self._fit(held.memory), lambda: self._new_memory(memory))
+        held.is_new = False
         if found is not None:
             held.memory, held.synced_seq = found
             held.saved_version = held.memory.version

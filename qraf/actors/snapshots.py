@@ -131,7 +131,7 @@ class Snapshots:
         """Leave nothing of a snapshot that does not count; what cannot be done now a sweep does."""
         try:
             self._store.delete(id)
-            self._journal.snapshots.refuse(id)
+            self._journal.snapshots.refuse(id, self._fence)
         except QrafError as fault:
             _log.warning("snapshot '%s' is left for a sweep: %s", id, fault)
 
@@ -166,14 +166,15 @@ class Snapshots:
 
         Raises:
             KeysMissing: the master key that its key needs is not there.
+            StorageFailed: the journal failed.
         """
         try:
             store = self._store.find()
-            found = self._journal.snapshots.newest(memory, store, fit) if store else []
         except StorageFailed as fault:
             _log.warning("memory '%s' is rebuilt without a snapshot: %s", memory, fault)
             return None
-        for one in found:
+        table = self._journal.snapshots
+        for one in table.newest(memory, store, fit) if store else ():
             try:
                 restored = read_snapshot(self._journal, self._store, one, make())
             except KeysMissing:
@@ -181,6 +182,8 @@ class Snapshots:
             except StorageFailed as fault:
                 _log.warning("%s cannot be read: %s", _named(one), fault)
             except QrafError as fault:
+                if one not in table.newest(memory, store, fit):
+                    continue  # it was erased meanwhile
                 _log.error("%s is refused: %s", _named(one), fault)
                 self._count(refused=1)
                 self._give_up(one.id)

@@ -124,9 +124,14 @@ class SnapshotTable:
         return True
 
     @retried
-    def refuse(self, id: str) -> None:
-        """Erase a snapshot: it is damaged, or its file could not be written."""
+    def refuse(self, id: str, fence: Fence | None = None) -> None:
+        """Erase a snapshot: it is damaged, or its file could not be written.
+
+        Raises:
+            NodeDown: a successor of this host has come forward.
+        """
         with self._write("erase snapshot") as connection:
+            hold(connection, fence)
             connection.execute(_erasing(_snapshots.c.id == id))
 
     # ------------------------------------------------------------------------------------------------------- reading

@@ -28,7 +28,7 @@ from qraf.clock import Clock, FakeClock
 from qraf.errors import NodeDown
 from qraf.memory.memory import Recollection
 from qraf.records import Figures, Item, RecallQuery
-from qraf.settings import SealSettings, SnapshotSettings
+from qraf.settings import RuntimeSettings, SealSettings, Settings, SnapshotSettings
 from qraf.storage.fences import Fence
 from qraf.storage.journal import Journal
 from qraf.storage.records import Draft, SessionRecord
@@ -458,3 +458,11 @@ def test_a_host_that_stops_leaves_snapshots_and_the_next_one_begins_from_them(tm
     second.close()
     encoding.close()
     journal.close()
+
+
+def test_a_place_in_one_process_is_refused_for_hosts_in_others() -> None:
+    inside = SnapshotSettings(url="memory://here")
+    with pytest.raises(ValueError, match="memory: is one process's own"):
+        Settings(snapshots=inside)
+    assert Settings(snapshots=inside, runtime=RuntimeSettings(kind="local")).snapshots_here() == inside
+    assert Settings(snapshots=SnapshotSettings(mode="off")).snapshots_here() is None
