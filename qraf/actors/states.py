@@ -270,7 +270,9 @@ class StateRoom:
         for some in _few(missing):
             for state, record in self._table.fetch(some).items():
                 view = msgspec.json.decode(record.view, type=StateView)
-                made = Made(from_packet(record.packet), view.certificate.trace_distance, view.moved, view.label)
+                made = Made(
+                    from_packet(record.packet, is_own=True), view.certificate.trace_distance, view.moved, view.label
+                )
                 found[state] = record.version, budget.take(made)
                 self._keep(state, record.version, made)
         for state in ids:

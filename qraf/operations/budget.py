@@ -46,6 +46,7 @@ class Budget:
         Raises:
             LimitExceeded: with the seconds that the call would take.
         """
+        self.check()
         would = time.monotonic() - self.started + seconds
         if self.max_s is not None and seconds > _SHORT_S and would > self.max_s:
             raise LimitExceeded(self.limit, int(self.max_s), math.ceil(would))

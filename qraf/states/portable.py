@@ -42,8 +42,8 @@ def to_packet(state: State) -> bytes:
     return pack(state.factor, state.dims)
 
 
-def from_packet(data: bytes) -> State:
-    """Read a packet that holds a factor or a dense state.
+def from_packet(data: bytes, *, is_own: bool = False) -> State:
+    """Read a packet that holds a factor or a dense state. `is_own`: one of `to_packet`, kept safe; its rank is known.
 
     Raises:
         InvalidState: too large, damaged, of another kind or version, or no state.
@@ -55,6 +55,8 @@ def from_packet(data: bytes) -> State:
     dims = facts.get("dims", [])
     if not isinstance(dims, list) or not all(isinstance(size, int) for size in dims):
         raise InvalidState("packet", "hold dims, a list of whole numbers", f"holds {dims!r}")
+    if is_own and kind == "factor":
+        return State.of_rank(_tensor("factor", arrays["factor"]), tuple(dims))
     return _made({**arrays, "dims": np.array(dims, dtype=np.int64)})
 
 

@@ -102,7 +102,7 @@ class State:
         if rho.is_complex() and d >= _LARGE and not bool(rho.imag.any()):
             rho = rho.real.contiguous()
         if d >= _LARGE and spectral.has_full_rank(rho, d * eps * float(torch.linalg.matrix_norm(rho))):
-            return cls._whole(_unit(torch.linalg.cholesky(rho).mH.resolve_conj().contiguous()), tuple(dims))
+            return cls.of_rank(_unit(torch.linalg.cholesky(rho).mH.resolve_conj().contiguous()), tuple(dims))
         values, vectors = spectral.eigh(rho)
         alive = values > d * eps * values.abs().amax()
         rows = (values[alive].sqrt()[:, None] * vectors[:, alive].mH).flip(0)
@@ -110,8 +110,11 @@ class State:
         return state.having_lost(float(values[~alive].abs().sum()))  # negative ones too
 
     @classmethod
-    def _whole(cls, factor: Tensor, dims: tuple[int, ...]) -> State:
-        """The state of a factor that is known to have the rank of its rows: no second look at its spectrum."""
+    def of_rank(cls, factor: Tensor, dims: tuple[int, ...]) -> State:
+        """The state of a factor that is known to be one, float64 or complex128, of the rank of its rows.
+
+        Nothing is looked at again: for what this class has made.
+        """
         state = object.__new__(cls)
         for name, value in (("factor", factor), ("dims", check_dims(dims or (factor.shape[1],), factor.shape[1]))):
             object.__setattr__(state, name, value)

@@ -275,7 +275,8 @@ def test_a_state_may_have_an_id_of_its_own_and_be_made_again(room: StateRoom) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(90)  # six seconds alone
-def test_twelve_qubits_of_full_rank_are_stored_and_changed(room: StateRoom) -> None:
+def test_twelve_qubits_of_full_rank_are_stored_and_changed(journal: Journal) -> None:
+    room = StateRoom(journal, encode, StateSettings(max_call_s=80, cache_bytes=0))  # read back from the journal
     [mixed] = views(room, StatePrepare(named="mixed:12"))
     assert (mixed.rank, mixed.figures.entropy_bits) == (4096, 12)
     assert mixed.bytes < 3 * 1024**2  # its packet holds the numbers that are not zero
