@@ -61,6 +61,7 @@ class Known:
     decoders: list[str] = field(default_factory=list)
     frames: int = 0
     closes: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    results: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
 class Talk:
@@ -73,7 +74,7 @@ class Talk:
         self.loose = 0
         """Spoilt frames that are owed an outcome under whatever id."""
         self.owed: dict[str, list[str]] = {}
-        self.log: list[str] = []
+        self.log: list[tuple[str, Any]] = []
         self.problems: list[str] = []
         self.quiet = asyncio.Event()
         self.quiet.set()
@@ -82,7 +83,10 @@ class Talk:
         self._gate = asyncio.Event()
         self._gate.set()
         self._seqs: dict[str, int] = {}
-        self._resuming: set[str] = set()
+        self._resumed: set[str] = set()
+        self._gaps: set[str] = set()
+        self._keyed: set[str] = set()
+        self._running: set[str] = set()
         self._ended: set[str] = set()
         self._last_id = ""
         self._answers: dict[str, int] = defaultdict(int)
@@ -111,6 +115,8 @@ class Talk:
         frame = self._resolved(step[2])
         if step[0] == "send":
             self._owe(frame.get("id", ""), frame["type"])
+            if "key" in frame:
+                self._keyed.add(frame["id"])
             self._tell(encoded(frame, self.framing))
         elif step[0] == "spoil":
             frame = spoilt(frame, step[3])
@@ -135,9 +141,9 @@ class Talk:
                 if int(name) >= len(self.known.order):
                     continue
                 heard = self.known.responses[self.known.order[int(name)]]
-                one = {"stream": heard.stream, "epoch": heard.epoch, "after_seq": heard.seq}
-                self._resuming.add(heard.stream)
-                self._seqs[heard.stream] = heard.seq
+                after_seq = heard.seq if one["after_seq"] == "@seen" else one["after_seq"]
+                one = {"stream": heard.stream, "epoch": heard.epoch, "after_seq": after_seq}
+                self._seqs[heard.stream] = after_seq
             wanted.append(one)
         if wanted:
             frame["resume"] = wanted
@@ -162,6 +168,10 @@ class Talk:
         """Whether one of the two has ended it."""
         return self.was_dropped or self.code is not None
 
+    def told(self) -> str:
+        """The last of what went both ways."""
+        return "\n".join(f"{way} {what!r:.300}" for way, what in self.log)[-6000:]
+
     @property
     def is_reading(self) -> bool:
         """Whether it takes what comes."""
@@ -169,12 +179,12 @@ class Talk:
 
     def unanswered(self) -> str:
         """What is owed."""
-        return f"{self.owed or ''} and {self.loose} spoilt; closed {self.code}; it must close: {self.must_close}"
+        return f"{self.owed}, {self.loose} spoilt, responses {self._running}; it must close: {self.must_close}"
 
     # ------------------------------------------------------------------------------------------------------ the model
     def _tell(self, message: str | bytes) -> None:
         self.known.frames += 1
-        self.log.append(f"> {message!r:.300}")
+        self.log.append((">", message))
         kind = "text" if isinstance(message, str) else "bytes"
         self._inbox.put_nowait({"type": "websocket.receive", kind: message})
 
@@ -195,7 +205,7 @@ class Talk:
         return [self._resolved(inner) for inner in value] if isinstance(value, list) else value
 
     def _hear(self, frame: dict[str, Any]) -> None:
-        self.log.append(f"< {frame!r:.300}")
+        self.log.append(("<", frame))
         kind, name, stream = frame["type"], frame.get("id", ""), frame.get("stream", "")
         if self.code is not None:
             self.problems.append(f"{kind} after the close")
@@ -209,10 +219,18 @@ class Talk:
             self.problems.append(f"an internal error: {frame}")
         if kind == "decode.opened":
             self.known.decoders.insert(0, stream)
+        for one in frame.get("resumed", ()):
+            if one["result"] in ("replayed", "gap"):
+                self._resumed.add(one["stream"])
+                self._running.add(one["stream"])
+            if one["result"] == "gap":
+                self._gaps.add(one["stream"])
+            self.known.results[one["result"]] += 1
         if kind == "response.created":
             self._created(frame)
-            if stream in self._resuming and name not in self.owed:
+            if stream in self._resumed and name not in self.owed:
                 return
+            self._running.add(stream)
         if kind in ANY or kind == "error":
             self._answered(name, kind)
 
@@ -225,9 +243,13 @@ class Talk:
     def _count(self, kind: str, stream: str, frame: dict[str, Any]) -> None:
         seq, before = frame["seq"], self._seqs.get(stream, 0)
         if kind == "response.created" and seq == 1 and (frame["id"] in self.owed or self.loose):
-            before = 0  # maybe read anew, by its key
+            before = 0  # maybe read anew, by its key; what is not kept any more is then left out
+            if frame["id"] in self._keyed or frame["id"] not in self.owed:
+                self._gaps.add(stream)
             self._ended.discard(stream)
-        if seq != before + 1:
+        if stream in self._gaps and seq > max(1, before):
+            self._gaps.discard(stream)  # from here on without holes
+        elif seq != before + 1:
             self.problems.append(f"{stream}: {kind} has seq {seq} after {before}")
         if stream in self._ended:
             self.problems.append(f"{stream}: {kind} after its end")
@@ -235,6 +257,8 @@ class Talk:
         heard = self.known.responses.get(stream)
         if kind in ("response.done", "decode.done"):
             self._ended.add(stream)
+            self._running.discard(stream)
+            self._look_quiet()
         if heard is None:
             return
         heard.seq = max(heard.seq, seq)
@@ -258,11 +282,14 @@ class Talk:
             self.loose -= 1
         else:
             self.problems.append(f"{kind} with id {id!r} answers nothing")
-        if not self.owed and not self.loose and not self.must_close:
+        self._look_quiet()
+
+    def _look_quiet(self) -> None:
+        if not (self.owed or self.loose or self.must_close or self._running):
             self.quiet.set()
 
     def _closed(self, code: int) -> None:
-        self.log.append(f"< close {code}")
+        self.log.append(("<", f"close {code}"))
         if self.code is not None:
             self.problems.append("closed twice")
         self.code = code

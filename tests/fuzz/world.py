@@ -46,7 +46,7 @@ LIMITS = LimitSettings(
     kept_responses=40,
     response_grace_s=0.5,
     max_unread_responses=8,
-    ring_frames=30,
+    ring_frames=6,
 )
 
 
@@ -107,8 +107,8 @@ class World:
             task.result()
         problems = [f"{talk.framing}: {what}" for talk in every for what in talk.problems]
         if problems:
-            logs = ["\n".join(talk.log) for talk in every if talk.problems]
-            raise Broken("\n".join(problems[:20]) + "\n\n" + logs[0][-6000:])
+            told = next(talk.told() for talk in every if talk.problems)
+            raise Broken("\n".join(problems[:20]) + "\n\n" + told)
         return known
 
     async def _take(
@@ -157,8 +157,8 @@ class World:
                         await talk.quiet.wait()
         except TimeoutError:
             hanging = [talk for talk in every if talk.is_reading and not talk.quiet.is_set()]
-            logs = "\n".join(hanging[0].log)[-6000:] if hanging else ""
-            raise Broken(f"no answer in {HANG_S} s: {[one.unanswered() for one in hanging]}\n{logs}") from None
+            told = hanging[0].told() if hanging else ""
+            raise Broken(f"no answer in {HANG_S} s: {[one.unanswered() for one in hanging]}\n{told}") from None
 
     async def _end(self, played: Sequence[Known]) -> None:
         """Everything that ran comes to its end; then let go of what the episodes made."""
