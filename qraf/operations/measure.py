@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -29,11 +30,6 @@ _HALF = 0.5**0.5
 _KETS = {  # one a row
     "X": torch.tensor([[_HALF, _HALF], [_HALF, -_HALF]], dtype=torch.complex128),
     "Y": torch.tensor([[_HALF, _HALF * 1j], [_HALF, -_HALF * 1j]], dtype=torch.complex128),
-}
-_PAULI = {
-    "X": torch.tensor([[0, 1], [1, 0]], dtype=torch.complex128),
-    "Y": torch.tensor([[0, -1j], [1j, 0]], dtype=torch.complex128),
-    "Z": torch.tensor([[1, 0], [0, -1]], dtype=torch.complex128),
 }
 
 
@@ -176,22 +172,33 @@ def _paulis(one: Made, paulis: Mapping[str, float], subsystems: Sequence[int] | 
     on = _on(state, subsystems)
     if not paulis:
         raise InvalidState("paulis", "name at least one string")
-    L = state.factor.to(torch.complex128)
+    L = state.factor.to(torch.complex128) if any("Y" in name for name in paulis) else state.factor
     turned = torch.zeros_like(L)
     for name, coefficient in paulis.items():
         budget.check()
         _check_letters(name, state, on, "IXYZ", f"paulis.{name}")
         if not np.isfinite(coefficient):
             raise InvalidState(f"paulis.{name}", "be finite", f"is {coefficient}")
-        rows = L
-        for index, letter in zip(on, name, strict=True):
-            if letter != "I":
-                rows = apply_operator(rows, _PAULI[letter].mT, state.dims, (index,))
-        turned += coefficient * rows
-    mean = float((turned * L.conj()).sum().real)
-    variance = float((turned - mean * L).abs().square().sum())
+        source, phase = _pauli_string(name, on, state.dims)
+        turned += L[:, source] * (coefficient * (phase if L.is_complex() else phase.real))
+    mean = float(torch.vdot(L.reshape(-1), turned.reshape(-1)).real)
+    variance = float(torch.linalg.vector_norm(turned - mean * L).square())
     spread = 2 * float(sum(abs(value) for value in paulis.values()))
     return Measurement(id="", version=0, error=one.error * spread, mean=mean, variance=variance)
+
+
+def _pauli_string(name: str, on: Sequence[int], dims: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A string as what it is: (L P)_i = phase_i L_source(i), both (d,)."""
+    d = math.prod(dims)
+    source, phase = torch.arange(d), torch.ones(d, dtype=torch.complex128)
+    for index, letter in zip(on, name, strict=True):
+        stride = math.prod(dims[index + 1 :])
+        sign = 1 - 2 * (torch.arange(d) // stride % dims[index])  # 1 where the qubit is in |0>, -1 in |1>
+        if letter in "XY":
+            source = source + sign * stride
+        if letter in "YZ":
+            phase = phase * sign * (1j if letter == "Y" else 1)
+    return source, phase
 
 
 def _check_letters(letters: str, state: State, on: Sequence[int], alphabet: str, name: str) -> None:
