@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import qraf
+from qraf.cli.serve import find_topology
 from qraf.client.sync import connect_sync
-from tests.client.served import served
+from tests.client.served import LAB, served
 from tests.openai_server import OpenAIServer, Script
 from tests.test_cli import call
 
@@ -53,6 +55,15 @@ def test_tests_that_pass_and_fail_are_told_and_decide_the_exit_code(tmp_path: Pa
     results = json.loads(told.output)["results"]
     assert (told.exit_code, [one["faults"] for one in results]) == (1, [[], ["no evidence has 'coffee'"]])
     assert results[0]["evidence"] == ["I am allergic to nuts."]
+
+
+def test_the_package_has_the_topologies_for_where_there_is_no_clone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = find_topology(Path("topologies/library.yaml"))
+    assert found.parent == Path(qraf.__file__).parent / "topologies"
+    assert found.read_text() == (LAB.parent / "library.yaml").read_text()
 
 
 def test_a_file_without_tests_passes_and_one_with_faults_does_not(tmp_path: Path) -> None:
