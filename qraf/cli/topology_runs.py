@@ -60,7 +60,9 @@ async def tests_command(file: Path, url: str | None, as_json: bool) -> None:
         if url is None and any(
             one.faults and test.collections for one, test in zip(results, topology.tests, strict=True)
         ):
-            console.print("collections are empty here; name a server that has them with --url", markup=False)
+            console.print(
+                "collections are empty here; name a server that has them with --url", markup=False, soft_wrap=True
+            )
     if failed:
         raise typer.Exit(FAILED)
 
@@ -164,7 +166,7 @@ async def _here(topology: Any) -> AsyncIterator[_Network]:
 
 def _print(file: Path, results: list[Result], failed: int) -> None:
     if not results:
-        console.print(f"{file}: no tests", markup=False)
+        console.print(f"{file}: no tests", markup=False, soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False)
     for name in ("", "prompt", "measured", "best evidence", "missing"):
