@@ -9,7 +9,18 @@ import pytest
 
 from qraf.errors import NotAllowed
 from qraf.frames import ClientFrame, Enhance, Hello, Resume, Watch
-from qraf.gateway.security.guard import ANYONE, FRAMES, ORDERS, PUBLIC, ROUTES, TOPICS, check_frame, check_route, needed
+from qraf.gateway.security.guard import (
+    ANYONE,
+    FRAMES,
+    ORDERS,
+    PUBLIC,
+    ROUTES,
+    TOPICS,
+    check_frame,
+    check_route,
+    check_scope,
+    needed,
+)
 from qraf.gateway.security.principal import ANONYMOUS, ROLES, SCOPES, Principal, scopes_of
 from qraf.state_frames import StateCommand
 from qraf.state_orders import StateDelete, StateOrder, StateRead
@@ -81,6 +92,12 @@ def test_a_frame_needs_all_that_it_does() -> None:
     check_frame(principal("viewer"), StateCommand(id="1", order=StateRead(ids=("st_1",))))
     with pytest.raises(NotAllowed, match="states:write"):
         check_frame(principal("viewer"), StateCommand(id="1", order=StateDelete(ids=("st_1",))))
+
+
+def test_what_goes_beyond_a_route_needs_a_scope_of_its_own() -> None:
+    check_scope(principal("client"), "sessions:write", "`apply`")
+    with pytest.raises(NotAllowed, match="sessions:write"):
+        check_scope(principal("viewer"), "sessions:write", "`apply`")
 
 
 def test_a_route_without_a_rule_is_not_served() -> None:
