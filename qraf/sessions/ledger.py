@@ -61,7 +61,11 @@ class Ledger:
     async def start(self) -> None:
         """Say that this gateway lives, and end what dead ones left running."""
         if self._life is not None:
-            await asyncio.to_thread(self._life.begin)
+            try:
+                await asyncio.to_thread(self._life.begin)
+            except OSError as error:
+                log.warning("other gateways learn of this one's death only by its silence: %s", error)
+                self._life = None
         works = (self._write, 0.0), (self._beat, _BEAT_S), (self._look, _LOOK_S)
         self._tasks = [asyncio.create_task(_repeat(work, pause), name=f"ledger {pause:g}") for work, pause in works]
 

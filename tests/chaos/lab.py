@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -106,11 +107,12 @@ class Lab:
 def ray_head(folder: Path) -> Iterator[str]:
     """A Ray of its own for the block; its address. It and all that runs in it ends with the block."""
     port = free_port()
+    short = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)  # its sockets' paths are bounded
     ports = ("ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=8", "--include-dashboard=false"),
-        *(f"--object-store-memory={96 * 2**20}", f"--temp-dir={folder / 'ray'}"),
+        *(f"--object-store-memory={96 * 2**20}", f"--temp-dir={short.name}"),
         *(f"--{name}={free_port()}" for name in ports),
     ]
     with (folder / "ray.log").open("w") as log:
@@ -132,6 +134,7 @@ def ray_head(folder: Path) -> Iterator[str]:
                     one.kill()
         head.kill()
         head.wait()
+        short.cleanup()
 
 
 @contextlib.contextmanager
