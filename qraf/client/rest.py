@@ -23,6 +23,7 @@ __all__ = ["ItemsApi", "Json", "Rest", "SessionsApi"]
 Json = dict[str, Any]
 
 _UNREPEATABLE = ("/v1/keys", "/v1/ws-tickets")  # their answers hold secrets and are not kept
+_ORDERS = ("/v1/quantize", "/v1/quantize/decode", "/v1/optimize", "/v1/correct")  # write nothing unless as a job
 
 
 class Rest:
@@ -106,6 +107,8 @@ class Rest:
         loop, policy = asyncio.get_running_loop(), self._reconnect
         give_up_at = loop.time() + (0.0 if policy is None else policy.give_up_s)
         is_repeatable = policy is not None and method == "POST" and path not in _UNREPEATABLE
+        if path in _ORDERS and "prefer" not in (headers or {}):
+            is_repeatable = False
         if is_repeatable:
             headers = {"idempotency-key": str(uuid4()), **(headers or {})}
         for attempt in itertools.count():
