@@ -92,7 +92,7 @@ class Held:
         everything = int(seqs[-1]) if len(seqs) else after
         if not len(missing):
             return everything
-        if after < self.synced_seq:  # some have left: are those that are missing just these?
+        if max(memory.passed.values()) > self.synced_seq:  # some have left: are those that are missing just these?
             is_known = len(missing) == memory.evicted and int(missing[-1]) <= memory.passed[False]
             return everything if is_known else None
         return int(missing[0]) - 1  # its absorb is under way, or never came

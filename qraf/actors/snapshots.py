@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
 _SWEEP_EVERY_S = 60.0
+_ABANDON_S = 10.0  # a place may hang; a piece is written in much less
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 
 
@@ -117,8 +118,9 @@ class Snapshots:
         finally:
             if not is_kept:
                 self._give_up(made.id)
-        self._count(made=1, bytes=written)
-        self.sweep()
+        if is_kept:
+            self._count(made=1, bytes=written)
+            self.sweep()
         return made if is_kept else None
 
     def _pieces(self, pieces: Iterable[bytes], until: float | None) -> Iterator[bytes]:
@@ -139,9 +141,9 @@ class Snapshots:
     def abandon(self, memory: str) -> None:
         """Write no snapshot of a memory to its end that holds what the journal has forgotten; and delete those."""
         with self._watch:
-            while self._writing == memory:
-                self._is_abandoned = True
-                self._watch.wait()
+            self._is_abandoned |= self._writing == memory
+            if not self._watch.wait_for(lambda: self._writing != memory, _ABANDON_S):
+                _log.error("a snapshot of memory '%s' that was erased is still being written: its place hangs", memory)
         self.sweep()
 
     def sweep(self) -> None:
