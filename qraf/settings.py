@@ -172,12 +172,12 @@ class QuotaSettings(_Slice):
 
     def of_tenant(self, tenant: str) -> Allowance:
         """What all of a tenant's keys together may."""
-        return self.tenant.model_copy(update=self.tenants.get(tenant, {}))
+        return Allowance(**self.tenant.model_dump() | self.tenants.get(tenant, {}))
 
     def of_key(self, tenant: str, key: str, role: str) -> Allowance:
         """What one key may, or the subject of a token."""
         own = self.keys.get(key) or self.keys.get(f"{tenant} {key}") or {}
-        return self.key.model_copy(update=self.roles.get(role, {}) | own)
+        return Allowance(**self.key.model_dump() | self.roles.get(role, {}) | own)
 
 
 class EncoderSettings(_Slice):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -14,8 +15,21 @@ from qraf.storage.journal import Draft, Journal
 from qraf.storage.keys import AuditRecord
 from qraf.storage.records import StateRecord
 from qraf.storage.usage import DAY_S, Counts, Held, Payer, Spend, day_of
+from tests import postgres
 
 ALL = (0, 10**6)
+
+
+@pytest.fixture(params=["memory", pytest.param("postgresql", marks=pytest.mark.slow)])
+def journal(request, clock):
+    """What is counted is the same sealed or not."""
+    with contextlib.ExitStack() as stack:
+        url = "sqlite:///:memory:" if request.param == "memory" else stack.enter_context(postgres.schema())
+        journal = Journal.open(url, clock)
+        stack.callback(journal.close)
+        yield journal
+
+
 WIDE = (10**9, 10**12, 10**9)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections import Counter
 
 import pytest
 
 from qraf.clock import FakeClock
 from qraf.errors import CredentialExpired, CredentialInvalid, InvalidRequest, NotAllowed, NotFound, StorageFailed
+from qraf.gateway.security import audit as audit_module
 from qraf.gateway.security.audit import Audit
 from qraf.gateway.security.keys import Keys
 from qraf.gateway.security.principal import LOCAL
@@ -139,6 +141,52 @@ async def test_a_flood_of_refusals_is_a_bounded_number_of_lines(journal, clock) 
     assert len(lines) == 501
     assert sum(line.times for line in lines) == 3000
     assert max(line.times for line in lines if line.action != "more") == 3
+
+
+async def test_who_goes_on_knocking_is_a_line_a_minute(journal, clock, monkeypatch) -> None:
+    monkeypatch.setattr(audit_module, "_EVERY_S", 0.01)
+    audit = Audit(journal.keys, clock)
+
+    async def written(count: int) -> list[int]:
+        async with asyncio.timeout(5):
+            while len(lines := journal.keys.audit(None, None, 200)[0]) < count:
+                await asyncio.sleep(0.01)
+        return [line.times for line in lines]
+
+    audit.refused(None, "GET /", NotAllowed("it"))
+    assert await written(1) == [1]  # the first at once
+    for _ in range(100):
+        clock.advance(0.5)
+        audit.refused(None, "GET /", NotAllowed("it"))
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    assert await written(1) == [1]
+    clock.advance(11)
+    assert await written(2) == [100, 1]
+    await audit.close()
+
+
+async def test_different_lines_have_a_budget_and_changes_of_keys_none(journal, clock) -> None:
+    audit = Audit(journal.keys, clock)
+    for number in range(700):
+        audit.refused(None, f"GET /{number}", NotAllowed("it"))
+        if number % 400 == 399:
+            await audit._flush()  # what waits is bounded, too
+    await audit.changed(LOCAL, "keys.create", "k1", "admin of tenant acme")
+    clock.advance(20)
+    for number in range(50):
+        audit.refused(None, f"POST /{number}", NotAllowed("it"))
+    await audit.close()
+    lines, cursor = [], None
+    while True:
+        page, cursor = journal.keys.audit(None, cursor, 200)
+        lines += page
+        if cursor is None:
+            break
+    kinds = Counter(line.action.partition(" ")[0] for line in lines)
+    assert (kinds["GET"], kinds["POST"], kinds["keys.create"]) == (500, 10, 1)
+    assert sum(line.times for line in lines) == 751
+    assert journal.keys.check_audit().broken is None
 
 
 async def test_lines_wait_for_a_journal_that_is_away(journal, clock, monkeypatch) -> None:
