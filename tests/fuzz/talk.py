@@ -83,7 +83,7 @@ class Talk:
         self._gate = asyncio.Event()
         self._gate.set()
         self._seqs: dict[str, int] = {}
-        self._resumed: set[str] = set()
+        self._replays: set[str] = set()
         self._gaps: set[str] = set()
         self._keyed: set[str] = set()
         self._running: set[str] = set()
@@ -144,6 +144,8 @@ class Talk:
                 after_seq = heard.seq if one["after_seq"] == "@seen" else one["after_seq"]
                 one = {"stream": heard.stream, "epoch": heard.epoch, "after_seq": after_seq}
                 self._seqs[heard.stream] = after_seq
+                if not after_seq:
+                    self._replays.add(heard.stream)
             wanted.append(one)
         if wanted:
             frame["resume"] = wanted
@@ -220,15 +222,17 @@ class Talk:
         if kind == "decode.opened":
             self.known.decoders.insert(0, stream)
         for one in frame.get("resumed", ()):
+            if one["result"] not in ("replayed", "gap"):
+                self._replays.discard(one["stream"])
             if one["result"] in ("replayed", "gap"):
-                self._resumed.add(one["stream"])
                 self._running.add(one["stream"])
             if one["result"] == "gap":
                 self._gaps.add(one["stream"])
             self.known.results[one["result"]] += 1
         if kind == "response.created":
             self._created(frame)
-            if stream in self._resumed and name not in self.owed:
+            if stream in self._replays:
+                self._replays.discard(stream)  # of another connection's command
                 return
             self._running.add(stream)
         if kind in ANY or kind == "error":
@@ -242,7 +246,7 @@ class Talk:
 
     def _count(self, kind: str, stream: str, frame: dict[str, Any]) -> None:
         seq, before = frame["seq"], self._seqs.get(stream, 0)
-        if kind == "response.created" and seq == 1 and (frame["id"] in self.owed or self.loose):
+        if kind == "response.created" and seq == 1 and stream not in self._replays:
             before = 0  # maybe read anew, by its key; what is not kept any more is then left out
             if frame["id"] in self._keyed or frame["id"] not in self.owed:
                 self._gaps.add(stream)
