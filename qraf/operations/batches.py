@@ -14,7 +14,10 @@ from qraf.service_orders import Form, Matrices
 from qraf.state_orders import ArrayData, DType
 from qraf.states.checks import check_norm
 
-__all__ = ["array_out", "check_square", "in_groups", "matrices_of"]
+LISTED_MAX = 2**22
+"""Numbers of one matrix that may go out as lists; a number is 30 bytes of JSON, and as many in memory again."""
+
+__all__ = ["LISTED_MAX", "array_out", "check_form", "check_square", "in_groups", "matrices_of"]
 
 T = TypeVar("T")
 Key = TypeVar("Key", bound=Hashable)
@@ -79,6 +82,13 @@ def in_groups(items: Sequence[tuple[Key, Tensor]], work: Callable[[Key, Tensor],
         made = work(key, torch.stack([items[place][1] for place in places]))
         results |= zip(places, made, strict=True)
     return [results[index] for index in range(len(items))]
+
+
+def check_form(form: Form, numbers: int) -> None:
+    """Refuse lists of more numbers in one matrix than are good for anybody; raises InvalidRequest."""
+    if form == "lists" and numbers > LISTED_MAX:
+        need = f"`lists` hold at most {LISTED_MAX:,} numbers, but these would be {numbers:,}; take `bytes` or `none`"
+        raise InvalidRequest(need, "/form")
 
 
 def array_out(x: Tensor, form: Form) -> ArrayData | None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import msgspec
 
+from qraf.errors import InvalidRequest
 from qraf.operations.arrays import numbers_of
+from qraf.operations.batches import LISTED_MAX
 from qraf.operations.state import Made
 from qraf.state_orders import Format
 from qraf.states.portable import from_npz, from_packet, to_npz, to_packet
@@ -19,11 +21,17 @@ def export(made: Made, form: Format) -> tuple[str, bytes]:
     """Media type and bytes of a state.
 
     json: `dims`, `factor` and, for d up to 1024, `rho`, each as `{"real": .., "imag": ..}`.
+
+    Raises:
+        InvalidRequest: json of a factor of more than `LISTED_MAX` numbers.
     """
     if form == "msgpack":
         return "application/vnd.qraf.packet", to_packet(made.state)
     if form == "npz":
         return "application/x-npz", to_npz(made.state)
+    if (numbers := made.state.factor.numel()) > LISTED_MAX:
+        detail = f"json holds at most {LISTED_MAX:,} numbers, but the factor has {numbers:,}; take msgpack or npz"
+        raise InvalidRequest(detail, "/format")
     document: dict[str, Any] = {"dims": made.state.dims, "factor": numbers_of(made.state.factor)}
     if made.state.d <= RHO_MAX:
         document["rho"] = numbers_of(made.state.rho())

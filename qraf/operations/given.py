@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qraf.errors import InvalidRequest, NotFound
+from qraf.errors import InvalidRequest, LimitExceeded, NotFound
 from qraf.operations.batches import matrices_of
 from qraf.operations.budget import Budget
 from qraf.operations.prepare import prepare
@@ -41,15 +41,20 @@ def states_of(operands: Sequence[Operand], pointer: str) -> list[State]:
 
 
 def densities_of(matrices: Matrices | None, operands: Sequence[Operand] | None) -> list[tuple[Tensor, str]]:
-    """Matrices (d, d) with their pointers: those of `matrices`, or the density matrices of `states`."""
+    """Matrices (d, d) with their pointers: those of `matrices`, or the density matrices of `states`.
+
+    Raises:
+        InvalidRequest: none, or one that does not fit, by its pointer. LimitExceeded: they have too many bytes.
+    """
     if (matrices is None) == (operands is None):
         raise InvalidRequest("give one of `matrices` and `states`", "/matrices")
     if matrices is not None:
         return matrices_of(matrices, "/matrices")
-    found = []
-    for index, state in enumerate(states_of(operands or (), "/states")):
-        found.append((state.rho(), f"/states/{index}"))
-    return found
+    states = states_of(operands or (), "/states")
+    total = sum(one.d**2 * one.factor.element_size() for one in states)
+    if total > BYTES_MAX:  # before they are made
+        raise LimitExceeded("bytes of the density matrices of one order", BYTES_MAX, total)
+    return [(state.rho(), f"/states/{index}") for index, state in enumerate(states)]
 
 
 def _no_encoder(texts: Sequence[str]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qraf.errors import InvalidRequest, QrafError
 from qraf.operations.arrays import at
-from qraf.operations.batches import array_out, in_groups, matrices_of
+from qraf.operations.batches import array_out, check_form, in_groups, matrices_of
 from qraf.operations.given import densities_of, states_of
 from qraf.service_orders import (
     Form,
@@ -46,6 +46,7 @@ def nearest(orders: Sequence[Nearest]) -> list[NearestStates | QrafError]:
             found = densities_of(order.matrices, order.states)
             for matrix, pointer in found:
                 check_rank(order.rank, matrix.shape[-1], pointer)
+                check_form(order.form, matrix.numel())
             gathered.append([matrix for matrix, _ in found])
             items += [((order.rank, order.form), matrix) for matrix, _ in found]
         except QrafError as fault:
@@ -159,6 +160,7 @@ def _truncated(factors: Tensor, order: Truncate) -> list[TruncatedState]:
         before, moved = made.before[index], float(made.moved[index])
         alive = before[before > eigenvalue_cut(before)]
         factor = made.factor[index, :rank]
+        check_form(order.form, factor.numel())
         results.append(
             TruncatedState(
                 d=factors.shape[-1],

@@ -6,6 +6,7 @@ No torch here: a gateway cuts, the services work. Costs are estimates for one co
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,9 @@ from qraf.state_orders import ArrayData, Preparation
 
 __all__ = ["Part", "cost_s", "joined", "placed", "service_of", "split"]
 
-_DIM_MAX = 4096  # that of states; a larger one is a fault
+_MOST_QUBITS = 12
+_DIM_MAX = 2**_MOST_QUBITS  # that of states; a larger one is a fault
+_QUBITS = re.compile(r"\bqubit(?:\[(\d{1,4})\])?\s")  # a guess at a circuit's size; what it is, its run tells
 _EACH_S = 1e-4  # a matrix or a state, whatever its size
 _CUBE_S = 2e-9  # d^3 of an eigendecomposition with its products, complex128
 _AMPLITUDE_S = 3e-8  # one amplitude in one code, coded, decoded and measured
@@ -253,15 +256,20 @@ def _dim(operand: Any) -> int:
         if numbers is not None:
             shape = (numbers.shape or _shape(numbers.real)) if isinstance(numbers, ArrayData) else _shape(numbers)
             return min(_DIM_MAX, shape[-1] if shape else 0)
-    return _named_dim(operand.named) if operand.named is not None else 16
+    if operand.circuit is not None:
+        qubits = sum(int(size or 1) for size in _QUBITS.findall(operand.circuit))
+        return int(2 ** min(_MOST_QUBITS, qubits))
+    return 16 if operand.named is None else _named_dim(operand.named)
 
 
 def _named_dim(name: str) -> int:
-    """Of a maximally mixed state; the others are pure, or a fault."""
-    sizes = name.removeprefix("mixed:").split("x")
-    if not name.startswith("mixed:") or not all(one.isdecimal() and len(one) < 5 for one in sizes):
-        return 16
-    return min(_DIM_MAX, math.prod(map(int, sizes)) if len(sizes) > 1 else 2 ** min(12, int(sizes[0])))
+    kind, _, rest = name.partition(":")
+    if kind == "basis":
+        return int(2 ** min(_MOST_QUBITS, len(rest)))
+    sizes = rest.split("x")
+    if not all(one.isdecimal() and len(one) < 5 for one in sizes):
+        return 4
+    return int(min(_DIM_MAX, math.prod(map(int, sizes)) if len(sizes) > 1 else 2 ** min(_MOST_QUBITS, int(rest))))
 
 
 def _part(order: ServiceOrder, field: str, cut: _Cut, start: int, stop: int) -> Part:

@@ -115,15 +115,8 @@ def eigvalsh(matrix: Tensor) -> Tensor:
         announce(_VALUES_S[matrix.is_complex()] * n**3)
         whole: Tensor = torch.linalg.eigvalsh(matrix)
         return whole
-    parts = [eigvalsh_many(matrix[members[:, :, None], members[:, None, :]]) for members in groups]
+    parts = [_values_of(matrix[members[:, :, None], members[:, None, :]]) for members in groups]
     return torch.cat(parts).sort().values
-
-
-def eigvalsh_many(stack: Tensor) -> Tensor:
-    """The eigenvalues of blocks (k, m, m) of one size: (k m,)."""
-    if stack.shape[-1] == 1:
-        return stack.flatten().real
-    return torch.cat([eigvalsh(one) for one in stack]) if stack.shape[-1] >= _SMALL else eigvalsh(stack).flatten()
 
 
 def has_full_rank(matrix: Tensor, cut: float) -> bool:
@@ -135,6 +128,13 @@ def has_full_rank(matrix: Tensor, cut: float) -> bool:
     shifted.diagonal().sub_(cut)
     info: Tensor = torch.linalg.cholesky_ex(shifted).info
     return not bool(info.any())
+
+
+def _values_of(stack: Tensor) -> Tensor:
+    """Give the eigenvalues of blocks (k, m, m) of one size: (k m,)."""
+    if stack.shape[-1] == 1:
+        return stack.flatten().real
+    return torch.cat([eigvalsh(one) for one in stack]) if stack.shape[-1] >= _SMALL else eigvalsh(stack).flatten()
 
 
 def _is_diagonal(matrix: Tensor, diagonal: Tensor) -> bool:

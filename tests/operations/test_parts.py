@@ -144,3 +144,18 @@ def test_each_order_has_its_service():
     assert service_of(Quantize()) == service_of(Nearest()) == "optimization"
     assert service_of(Repair()) == "correction"
     assert service_of(DecodeShots(detectors=b"")) == "correction"
+
+
+@pytest.mark.parametrize(
+    ("given", "dim"),
+    [
+        ({"named": "bell"}, 4),
+        ({"named": "ghz:12"}, 4096),
+        ({"named": "mixed:2x3x5"}, 30),
+        ({"named": "basis:0101"}, 16),
+        ({"named": "mixed:9999"}, 4096),
+        ({"circuit": "qubit[10] q; qubit r;"}, 2048),
+    ],
+)
+def test_the_cost_of_a_state_that_is_described_grows_with_its_dimension(given: dict[str, str], dim: int) -> None:
+    assert cost_s(Nearest(states=(Preparation(**given),))) == pytest.approx(1e-4 + 2e-9 * dim**3)  # type: ignore[arg-type]

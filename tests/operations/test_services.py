@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qraf.errors import InvalidRequest, QrafError
+from qraf.errors import InvalidRequest, LimitExceeded, QrafError
 from qraf.operations import optimize
 from qraf.operations.work import work
 from qraf.service_orders import CODES, Correct, Dequantize, NearestStates, Optimize, Quantize, ServiceAnswer
@@ -330,3 +330,17 @@ def test_a_bug_in_one_order_is_its_answer_and_spoils_no_other(
     assert [type(one) for one in answers] == [NearestStates, QrafError, NearestStates]
     assert "secret" not in str(answers[1])
     assert "a secret" in caplog.text
+
+
+@pytest.mark.parametrize("order", [{"op": "nearest"}, {"op": "repair"}])
+def test_a_matrix_of_twelve_qubits_is_not_listed(order):
+    kind = Optimize if order["op"] == "nearest" else Correct
+    with pytest.raises(InvalidRequest, match="take `bytes` or `none`") as caught:
+        ask(kind, {**order, "states": [{"named": "ghz:12"}]})
+    assert caught.value.pointer == "/form"
+
+
+def test_density_matrices_are_counted_before_they_are_made():
+    with pytest.raises(LimitExceeded, match="density matrices of one order") as caught:
+        ask(Optimize, {"op": "nearest", "states": [{"named": "ghz:12"}] * 5, "form": "none"})
+    assert caught.value.limit == "bytes of the density matrices of one order"
