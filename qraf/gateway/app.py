@@ -52,7 +52,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     authority = Authority(settings, service.journal.keys, service.clock)
     everyone = TenantService(service)
     sockets = Sockets(everyone, meters, authority)
-    repeats = Repeats(service.journal.answers, settings.repeats, service.clock)
+    repeats = Repeats(service.journal.answers, settings.repeats)
     app.state.gate = Gate(everyone, settings, meters, sockets, authority, repeats)
     room = app.state.room = Room(settings.limits.max_incoming_bytes)
     app.add_middleware(Door, meters=meters, settings=settings.gateway, authority=authority, room=room)

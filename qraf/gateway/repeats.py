@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,13 +15,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from ulid import ULID
 
-from qraf.clock import Clock
-from qraf.errors import InvalidRequest, KeyInUse, KeyReused, LimitExceeded
+from qraf.errors import InvalidRequest, KeyInUse, KeyReused, LimitExceeded, QrafError
 from qraf.gateway.bodies import gate, principal, whole_body
 from qraf.settings import RepeatSettings
 from qraf.storage.answers import AnswerTable, KeptAnswer
 
 __all__ = ["HEADER", "REPLAYED", "Repeats", "Route", "key_of", "made_id", "repeatable", "unrepeatable"]
+
+log = logging.getLogger(__name__)
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotent-Replayed"
@@ -36,8 +38,8 @@ _TRIM_EVERY = 500  # keys between two looks whether a tenant has too many
 class Repeats:
     """Carries out what comes with a key once. Belongs to one gateway; the table is that of all."""
 
-    def __init__(self, answers: AnswerTable, settings: RepeatSettings, clock: Clock) -> None:
-        self._answers, self._settings, self._clock = answers, settings, clock
+    def __init__(self, answers: AnswerTable, settings: RepeatSettings) -> None:
+        self._answers, self._settings = answers, settings
         self._taken = 0
 
     async def once(
@@ -64,10 +66,10 @@ class Repeats:
         try:
             response = await work()
         except Exception:
-            await asyncio.to_thread(table.give_up, tenant, key, attempt)
+            await self._note(table.give_up, tenant, key, attempt)
             raise
         if not (response.status_code < 300 and is_kept(response)):
-            await asyncio.to_thread(table.give_up, tenant, key, attempt)
+            await self._note(table.give_up, tenant, key, attempt)
             return response
         body = bytes(response.body)
         answer = KeptAnswer(
@@ -77,11 +79,18 @@ class Repeats:
             body=body if len(body) <= settings.max_answer_bytes else b"",
             is_whole=len(body) <= settings.max_answer_bytes,
         )
-        await asyncio.to_thread(table.finish, tenant, key, attempt, answer, settings.kept_s)
+        await self._note(table.finish, tenant, key, attempt, answer, settings.kept_s)
         self._taken += 1
         if self._taken % _TRIM_EVERY == 0:
-            await asyncio.to_thread(table.trim, tenant, settings.max_answers)
+            await self._note(table.trim, tenant, settings.max_answers)
         return response
+
+    async def _note(self, work: Callable[..., object], *args: object) -> None:
+        """A journal that fails now does not spoil an answer: the key is free again when its lease ends."""
+        try:
+            await asyncio.to_thread(work, *args)
+        except QrafError as fault:
+            log.warning("an Idempotency-Key: %s", fault)
 
     def _again(self, there: KeptAnswer, asked: bytes) -> Response:
         if there.asked != asked:
@@ -108,7 +117,7 @@ def repeatable(route: Route, is_kept: Callable[[Response], bool] = lambda _: Tru
             digest.update(part.encode() + b"\0")
         digest.update(await whole_body(request, most))
         tenant = principal(request).tenant
-        request.scope["state"]["repeat"] = (tenant, key)
+        request.scope["state"]["repeat"] = (tenant, key, digest.hexdigest())
         return await gate(request).repeats.once(tenant, key, digest.digest(), lambda: route(request), is_kept)
 
     return asked
@@ -131,11 +140,11 @@ def key_of(request: Request) -> str | None:
 
 
 def made_id(request: Request, prefix: str, *place: Any) -> str | None:
-    """An id for what a request makes without naming it: with an `Idempotency-Key` always the same, else None.
+    """An id for what a request makes without naming it: the same for the same request with the same key, else None.
 
     So what was written before a gateway died is found, not written again, when the request comes again.
     """
-    known: tuple[str, str] | None = request.scope["state"].get("repeat")
+    known: tuple[str, str, str] | None = request.scope["state"].get("repeat")
     if known is None:
         return None
     seed = "\0".join((*known, prefix, *map(str, place)))

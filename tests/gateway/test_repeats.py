@@ -9,6 +9,8 @@ import pytest_asyncio
 
 from qraf.client.reconnect import Reconnect
 from qraf.client.rest import Rest
+from qraf.errors import StorageFailed
+from qraf.storage import tables
 
 KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 
@@ -79,8 +81,6 @@ async def test_a_try_whose_gateway_died_wrote_under_ids_that_the_next_try_finds(
     first = (await http.post("/v1/memory", json=body, headers=key("e"))).json()
     journal = server.service.journal.answers
     # as if the gateway had died after the commit and before it kept the answer, and the lease had ended
-    from qraf.storage import tables
-
     with journal._write("forget") as connection:
         connection.execute(tables.answers.delete())
     again = (await http.post("/v1/memory", json=body, headers=key("e"))).json()
@@ -117,6 +117,19 @@ async def test_a_job_is_started_once_and_a_plain_answer_is_not_kept(http) -> Non
     assert [one.status_code for one in jobs] == [202, 202]
     plain = [await http.post("/v1/optimize", json=order, headers=key("j")) for _ in range(2)]
     assert ["idempotent-replayed" in one.headers for one in plain] == [False, False]
+
+
+async def test_a_journal_that_fails_after_the_work_does_not_spoil_the_answer(
+    http, session, server, monkeypatch
+) -> None:
+    def fails(*given):
+        raise StorageFailed("keep an answer", "the disk is full")
+
+    monkeypatch.setattr(server.service.journal.answers, "finish", fails)
+    body = {"session": session, "items": [{"text": "x"}]}
+    done = await http.post("/v1/memory", json=body, headers=key("k"))
+    assert (done.status_code, done.json()["accepted"]) == (200, 1)
+    assert (await http.post("/v1/memory", json=body, headers=key("k"))).status_code == 409  # until its lease ends
 
 
 @pytest.mark.parametrize("name", ["", "a b", "ä", "x" * 256])
