@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import msgspec
 import typer
@@ -25,10 +25,11 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
-def print_json(value: Any) -> None:
-    """One JSON object on one line of standard output, written out at once."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-    sys.stdout.flush()
+def print_json(value: Any, file: TextIO | None = None) -> None:
+    """One JSON object on one line of standard output, or of `file`, written out at once."""
+    file = file or sys.stdout
+    file.write(msgspec.json.encode(value).decode() + "\n")
+    file.flush()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from qraf.cli.access import LocalKey, check_listening, check_somebody_can_enter, local_key
 from qraf.cli.output import console, errors, guarded, print_json
@@ -211,18 +211,19 @@ def stoppable(stop: asyncio.Event) -> Iterator[None]:
 
 
 async def _serve(settings: Settings, as_json: bool) -> None:
-    begun = time.monotonic()
+    begun, output = time.monotonic(), sys.stdout if as_json else None
 
     def on_phase(phase: str) -> None:
         seconds = time.monotonic() - begun
-        if as_json:
-            print_json({"phase": phase, "seconds": round(seconds, 3)})
+        if output is not None:
+            print_json({"phase": phase, "seconds": round(seconds, 3)}, output)
         else:
             errors.print(f"{seconds:6.1f} s  {phase}", style="dim", markup=False)
 
     stop = asyncio.Event()
-    with stoppable(stop):
-        serving = asyncio.create_task(_until_cancelled(settings, on_phase, as_json))
+    # Ray prints on standard output what it has to say of dead workers, which is no JSON
+    with stoppable(stop), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        serving = asyncio.create_task(_until_cancelled(settings, on_phase, output))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -232,13 +233,13 @@ async def _serve(settings: Settings, as_json: bool) -> None:
             await serving
 
 
-async def _until_cancelled(settings: Settings, on_phase: Callable[[str], None], as_json: bool) -> None:
+async def _until_cancelled(settings: Settings, on_phase: Callable[[str], None], output: TextIO | None) -> None:
     async with running(settings, on_phase) as server:
-        if as_json:
+        if output is not None:
             told = {"url": server.url, "topology": server.topology.name, "pid": os.getpid()}
             if server.key is not None:
                 told |= {"key_file": str(server.key.file)}
-            print_json(told)
+            print_json(told, output)
         else:
             console.print(
                 f"QRAF serves network '{server.topology.name}' at {server.url}; Ctrl-C stops it", markup=False

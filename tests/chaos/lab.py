@@ -94,7 +94,7 @@ class Lab:
                 assert self.process.stdout is not None
                 for line in self.process.stdout:
                     log.write(f"stdout: {line}")
-                    told: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
+                    told: dict[str, Any] = json.loads(line)  # nothing else may stand there, whatever dies
                     if "url" in told:
                         self._bearer = f"Bearer {Path(told['key_file']).read_text().strip()}"
                         self._ready.set()
