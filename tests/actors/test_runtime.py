@@ -240,7 +240,7 @@ async def test_states_are_made_changed_and_refused_by_hosts(world: World) -> Non
     answers = await asyncio.gather(*map(world.runtime.states, orders), return_exceptions=True)
     assert sum(isinstance(answer, StateViews) for answer in answers) == 1
     assert sum(isinstance(answer, VersionConflict) for answer in answers) == 3
-    compared = await world.runtime.states(StateCompare(pairs=((pair.id, Preparation(named="bell")),)))
+    compared = await world.runtime.states(StateCompare(pairs=((pair.id, Preparation(named="bell")),)), is_job=True)
     assert isinstance(compared, Compared)
     assert compared.results[0].fidelity == pytest.approx(0.8433300132670378)
     with pytest.raises(InvalidRequest) as caught:

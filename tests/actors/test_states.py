@@ -286,6 +286,12 @@ def test_twelve_qubits_of_full_rank_are_stored_and_changed(journal: Journal) -> 
     bits = -ground * np.log2(ground) - excited * np.log2(excited)
     assert less.figures.entropy_bits == pytest.approx(12 * bits)
     assert less.certificate.trace_distance < 1e-9
+    listed = room.answer(StateExport(id=less.id, format="json"))
+    assert isinstance(listed, InvalidRequest)
+    assert listed.pointer == "/format"
+    packet = done(room, StateExport(id=less.id))
+    assert isinstance(packet, Exported)
+    assert len(packet.data) == less.bytes
 
 
 @pytest.mark.slow
