@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,7 +42,10 @@ class Ledger:
         self._task: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._writing = asyncio.Lock()
+        self._flushing: set[asyncio.Task[None]] = set()
         self._is_away = False
+        self._id, self._batch = secrets.token_hex(16), 0
+        self._failed: dict[tuple[str, str, int], Counts] | None = None  # a batch that may have been written
 
     def start(self) -> None:
         """Begin to write."""
@@ -93,47 +97,59 @@ class Ledger:
             raise refusal
 
     async def flush(self) -> None:
-        """Write what waits now, if the journal answers."""
-        if self._thread is None:
-            return
+        """Write what waits now, if the journal answers. Cancel: safe, it is written all the same."""
+        if self._thread is not None:
+            task = asyncio.create_task(self._flush(self._thread), name="write usage")
+            self._flushing.add(task)
+            task.add_done_callback(self._flushing.discard)
+            await asyncio.shield(task)
+
+    async def _flush(self, thread: ThreadPoolExecutor) -> None:
         async with self._writing:
+            if self._failed is not None:
+                if not await self._write(thread, self._failed, []):
+                    return
+                self._failed = None
             self._count_shown([spend for spend, answer in self._spends if answer.cancelled()])
             waiting = [one for one in self._spends if not one[1].cancelled()]
             spends, self._spends = waiting[:_MAX_SPENDS], waiting[_MAX_SPENDS:]
             counts, self._counts = self._counts, {}
-            if not counts and not spends:
-                return
-            loop = asyncio.get_running_loop()
-            try:
-                answers = await asyncio.shield(
-                    loop.run_in_executor(self._thread, self._table.note, counts, [spend for spend, _ in spends])
-                )
-            except StorageFailed as fault:
-                if not self._is_away:
-                    log.warning("usage waits for the journal: %s", fault)
-                self._is_away = True
-                self._keep(counts, spends)
-            else:
-                self._is_away = False
-                for (spend, answer), refusal in zip(spends, answers, strict=True):
-                    if not answer.done():
-                        answer.set_result(refusal)
-                    elif refusal is not None:
-                        self._count_shown([spend])
+            if counts or spends:
+                self._batch += 1
+                await self._write(thread, counts, spends)
 
-    def _keep(
+    async def _write(
         self,
+        thread: ThreadPoolExecutor,
         counts: dict[tuple[str, str, int], Counts],
         spends: list[tuple[Spend, asyncio.Future[QuotaExceeded | None]]],
-    ) -> None:
-        """What could not be written waits; tokens go among the counts, because they were shown meanwhile."""
-        newer, self._counts = self._counts, counts
-        for at, one in newer.items():
-            self._add(at, one)
-        self._count_shown([spend for spend, _ in spends])
-        for _, answer in spends:
+    ) -> bool:
+        """Write a batch; whether it worked. One that may be written or not is kept as it is, under its number."""
+        batch = (self._id, self._batch)
+        loop = asyncio.get_running_loop()
+        try:
+            answers = await loop.run_in_executor(
+                thread, self._table.note, counts, [spend for spend, _ in spends], batch
+            )
+        except StorageFailed as fault:
+            if not self._is_away:
+                log.warning("usage waits for the journal: %s", fault)
+            self._is_away = True
+            for spend, answer in spends:  # shown meanwhile
+                at = spend.payer.tenant, spend.payer.key, self.day
+                shown = Counts(prompt_tokens=spend.prompt, generated_tokens=spend.generated)
+                counts.setdefault(at, Counts()).add(shown)
+                if not answer.done():
+                    answer.set_result(None)
+            self._failed = counts
+            return False
+        self._is_away = False
+        for (spend, answer), refusal in zip(spends, answers, strict=True):
             if not answer.done():
-                answer.set_result(None)
+                answer.set_result(refusal)
+            elif refusal is not None:
+                self._count_shown([spend])
+        return True
 
     def _count_shown(self, spends: Iterable[Spend]) -> None:
         for spend in spends:

@@ -34,6 +34,7 @@ __all__ = [
     "held",
     "items",
     "keys",
+    "ledgers",
     "metadata",
     "responses",
     "runs",
@@ -194,6 +195,14 @@ usage = Table(
     Column("responses", BigInteger, nullable=False),
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("generated_tokens", BigInteger, nullable=False),
+)
+
+ledgers = Table(
+    "ledgers",
+    metadata,
+    Column("id", String(32), primary_key=True),  # of one life of a gateway
+    Column("batch", BigInteger, nullable=False),  # the last one that it wrote
+    Column("at", Double, nullable=False),
 )
 
 held = Table(

@@ -13,7 +13,7 @@ from datetime import date
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Table, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, insert, select, update
 
 from qraf.clock import Clock
 from qraf.errors import QuotaExceeded
@@ -39,7 +39,8 @@ __all__ = [
 
 DAY_S = 86_400
 _FIRST = date(1970, 1, 1).toordinal()
-_usage, _held, _items = tables.usage, tables.held, tables.items
+_KEPT_S = 7 * DAY_S  # a ledger that has not written for so long is no more
+_usage, _held, _items, _ledgers = tables.usage, tables.held, tables.items, tables.ledgers
 _NAMES = ("requests", "frames", "items", "bytes", "responses", "prompt_tokens", "generated_tokens")
 
 Write = Callable[..., AbstractContextManager[Connection]]
@@ -187,15 +188,22 @@ class UsageTable:
     # ---------------------------------------------------------------------------------------------------- of their own
     @retried
     def note(
-        self, counts: Mapping[tuple[str, str, int], Counts], spends: Sequence[Spend]
+        self,
+        counts: Mapping[tuple[str, str, int], Counts],
+        spends: Sequence[Spend],
+        batch: tuple[str, int] | None = None,
     ) -> list[QuotaExceeded | None]:
         """Add counts by tenant, key and day, and tokens that are about to be shown; what refuses each of these.
 
         On return it survives the death of this process, but a machine that loses its power may lose the last of it.
+        `batch`: who writes, and the number of what; one that was written already, though its answer was lost, changes
+        nothing.
         """
         day = day_of(self._clock.now())
         answers: list[QuotaExceeded | None] = []
         with self._write("write usage", "relaxed") as connection:
+            if batch is not None and not self._is_new(connection, *batch):
+                return [None] * len(spends)
             for (tenant, key, on), one in counts.items():
                 _bump(connection, _usage, {"tenant": tenant, "day": on, "key": key}, msgspec.structs.asdict(one))
             used = self._used_by(connection, {spend.payer.tenant for spend in spends}, day)
@@ -270,6 +278,20 @@ class UsageTable:
         with self._read("read usage") as connection:
             items, size = connection.execute(query).one()
         return Held(int(items), int(size))
+
+    def _is_new(self, connection: Connection, ledger: str, batch: int) -> bool:
+        """Mark a batch as written; whether it was not."""
+        now = self._clock.now()
+        mine = _ledgers.c.id == ledger
+        if connection.execute(
+            update(_ledgers).where(mine, _ledgers.c.batch < batch).values(batch=batch, at=now)
+        ).rowcount:
+            return True
+        if connection.execute(select(_ledgers.c.batch).where(mine)).first() is not None:
+            return False
+        connection.execute(delete(_ledgers).where(_ledgers.c.at < now - _KEPT_S))
+        connection.execute(insert(_ledgers).values(id=ledger, batch=batch, at=now))
+        return True
 
     def _used_by(self, connection: Connection, tenants: Iterable[str], day: int) -> dict[tuple[str, str], int]:
         """Generated tokens of a day, by tenant and key; under key "" those of the whole tenant."""

@@ -48,7 +48,7 @@ async def test_what_was_spent_is_in_the_journal_before_it_is_shown(journal, ledg
 
 async def test_many_responses_share_a_transaction(journal, ledger, monkeypatch) -> None:
     calls, note = [], journal.usage.note
-    monkeypatch.setattr(journal.usage, "note", lambda counts, spends: calls.append(len(spends)) or note(counts, spends))
+    monkeypatch.setattr(journal.usage, "note", lambda *args: calls.append(len(args[1])) or note(*args))
     await asyncio.gather(*(ledger.spend(Spend(payer(f"k{n % 7}"), 2)) for n in range(300)))
     assert (generated(journal), sum(calls)) == (600, 300)
     assert len(calls) <= 5
@@ -95,6 +95,47 @@ async def test_while_the_journal_is_away_text_goes_on_and_is_counted_later(journ
     await ledger.flush()
     total = journal.usage.total("acme", "k1", ALL)
     assert (total.generated_tokens, total.prompt_tokens, total.frames) == (100, 50, 3)
+
+
+async def test_a_batch_whose_answer_was_lost_is_counted_once(journal, ledger, monkeypatch) -> None:
+    """Every second write is made, and its answer lost."""
+    monkeypatch.setattr(usage, "_EVERY_S", 0.01)
+    note, calls = journal.usage.note, 0
+
+    def lost(*args):
+        nonlocal calls
+        calls += 1
+        answers = note(*args)
+        if calls % 2:
+            raise StorageFailed("write usage", "the connection is lost", 1000)
+        return answers
+
+    monkeypatch.setattr(journal.usage, "note", lost)
+    for _ in range(20):
+        await ledger.spend(Spend(payer(), 2))
+        ledger.count(payer(), Counts(frames=1))
+        await asyncio.sleep(0.01)
+    monkeypatch.setattr(journal.usage, "note", note)
+    for _ in range(3):
+        await ledger.flush()
+    total = journal.usage.total("acme", "k1", ALL)
+    assert (total.generated_tokens, total.frames) == (40, 20)
+    assert calls > 10
+
+
+async def test_whoever_waits_for_a_flush_and_goes_away_stops_nobody(journal, ledger, monkeypatch) -> None:
+    import threading
+
+    gate, note = threading.Event(), journal.usage.note
+    monkeypatch.setattr(journal.usage, "note", lambda *args: gate.wait(5) and note(*args))
+    spending = [asyncio.create_task(ledger.spend(Spend(payer(), 1))) for _ in range(5)]
+    await asyncio.sleep(0)
+    impatient = asyncio.create_task(ledger.flush())
+    await asyncio.sleep(0.05)
+    impatient.cancel()
+    gate.set()
+    await asyncio.gather(*spending)
+    assert generated(journal) == 5
 
 
 async def test_a_journal_that_hangs_keeps_nobody_for_long(journal, ledger, monkeypatch) -> None:

@@ -21,6 +21,12 @@ def upgrade() -> None:
         ),
     )
     op.create_table(
+        "ledgers",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("batch", sa.BigInteger, nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
+    )
+    op.create_table(
         "held",
         sa.Column("tenant", sa.String(64), primary_key=True),
         sa.Column("owner", sa.String(256), primary_key=True),
@@ -38,6 +44,7 @@ def downgrade() -> None:
     op.drop_column("items", "size")
     op.drop_column("items", "owner")
     op.drop_table("held")
+    op.drop_table("ledgers")
     op.drop_table("usage")
 
 
