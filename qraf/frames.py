@@ -360,7 +360,7 @@ class Welcome(_Out, tag="welcome", frozen=True, kw_only=True):
 
 
 class Ack(_Out, tag="ack", frozen=True, kw_only=True):
-    """A command was taken."""
+    """A command was taken. `queued` is no answer: a write waits for room, and its answer follows."""
 
     id: str
     status: Literal["accepted", "duplicate", "not_found", "queued"]

@@ -392,3 +392,23 @@ async def test_metrics_count_requests_and_items(model) -> None:
     assert 'qraf_write_items_total{node="desk"} 2.0' in text
     assert "qraf_ws_connections 0.0" in text
     assert "qraf_build_info" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/v1/sessions", "GET, POST"), ("/v1/sessions/ann", "DELETE, GET, PATCH"), ("/v1/memory/a/b", "DELETE, GET")],
+)
+async def test_a_method_that_is_not_for_an_address_is_told_all_that_are(http, path, allowed) -> None:
+    refused = await http.put(path, json={})
+    assert (refused.status_code, refused.json()["code"]) == (405, "method_not_allowed")
+    assert refused.headers["allow"] == allowed
+    assert allowed in refused.json()["detail"]
+
+
+async def test_an_integer_over_64_bits_is_told_by_its_place(http) -> None:
+    text = '{"session": "ann", "text": "nuts 12345678901234567890", "token_budget": %s}' % ("9" * 300)
+    for budget in (text, text.replace("9" * 300, "1" + "0" * 25)):
+        refused = await http.post("/v1/memory/recall", content=budget, headers={"content-type": "application/json"})
+        [error] = refused.json()["errors"]
+        assert (refused.status_code, error["pointer"]) == (422, "/token_budget")
+        assert "64 bits" in error["detail"]
