@@ -54,10 +54,11 @@ class Encode:
 class Place:
     """A journal, a directory of snapshots, and nodes that come and go."""
 
-    def __init__(self, folder: Path, **limits: Any) -> None:
+    def __init__(self, folder: Path, url: str = "", **limits: Any) -> None:
         self.folder, self.clock = folder, FakeClock()
+        url = url or f"sqlite:///{folder / 'journal.db'}"
         masters = MasterKeys(SealSettings(), folder / "master.key")
-        self.journal = Journal.open(f"sqlite:///{folder / 'journal.db'}", self.clock, masters)
+        self.journal = Journal.open(url, self.clock, masters)
         self.settings = SnapshotSettings(url=str(folder / "snapshots"), min_items=1, **limits)
         self.count = 0
 
@@ -90,7 +91,8 @@ class Place:
             }
             told |= {"metadata": {"n": self.count}} | changes
             drafts.append(Draft(item_id=f"i{self.count}", **told))
-        return [self.journal.fetch([one.seq])[one.seq] for one in self.journal.commit(memory, drafts)]
+        found = self.journal.fetch([one.seq for one in self.journal.commit(memory, drafts)])
+        return [found[seq] for seq in sorted(found)]
 
     def files(self) -> list[Path]:
         return sorted((self.folder / "snapshots").rglob("*.snapshot*"))
@@ -165,6 +167,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("budget_bytes", [None, 4300])
 @given(steps=STEPS)
 @hypothesis_settings(max_examples=25)
@@ -172,7 +175,7 @@ def test_whatever_came_and_went_a_restart_gives_the_same_memory(
     budget_bytes: int | None, steps: list[tuple[str, int, bool]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(Path(folder))
+        place = Place(Path(folder), "sqlite:///:memory:")
         node = place.node(budget_bytes=budget_bytes, rank=2)
         live: list[int] = []
         for what, count, flag in [*steps, ("restart", 0, False)]:
