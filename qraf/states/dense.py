@@ -12,26 +12,57 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qraf.states.channels import Channel, Dephasing, Depolarizing, PhaseDamping, Relaxation
+from qraf.states.channels import (
+    AmplitudeDamping,
+    Channel,
+    Dephasing,
+    Depolarizing,
+    Kraus,
+    PauliNoise,
+    PhaseDamping,
+    Relaxation,
+    Unitary,
+)
 from qraf.states.subsystems import join, split
 
-__all__ = ["through"]
+__all__ = ["growth", "through"]
 
 _FEW = 16  # the dimension up to which a channel is taken by its Kraus operators
 
 
-def through(rho: Tensor, channel: Channel, dims: Sequence[int], on: Sequence[int]) -> Tensor | None:
-    """Give rho (d, d) after a channel on the subsystems `on` as one system; None where this is not the way to do it.
+def growth(channel: Channel, sizes: tuple[int, ...]) -> int:
+    """How many times the rank a channel on subsystems of these sizes may leave; 1 where `through` cannot take it."""
+    m = math.prod(sizes)
+    match channel:
+        case Depolarizing(0) | Dephasing(0) | PhaseDamping(0) | Unitary():
+            return 1
+        case Dephasing() | PhaseDamping():
+            return m
+        case Depolarizing():
+            return m * m
+        case Relaxation():
+            return m * m if set(sizes) == {2} else 1
+    if m > _FEW:
+        return 1
+    match channel:
+        case Kraus():
+            return len(channel.operators)
+        case PauliNoise():
+            return len(channel.probabilities) + 1
+        case AmplitudeDamping():
+            return m
+    return 1
+
+
+def through(rho: Tensor, channel: Channel, dims: Sequence[int], on: Sequence[int]) -> Tensor:
+    """Give rho (d, d) after a channel on the subsystems `on` as one system.
 
     What is given is used up: its memory may hold the result.
     """
     sizes = tuple(dims[index] for index in on)
     if isinstance(channel, Relaxation):
-        operators = [one.kraus((2,)) for one in channel.steps() if set(sizes) == {2}]
-        if not operators:
-            return None
         for index in on:
-            for kraus in operators:
+            for kraus in (one.kraus((2,)) for one in channel.steps()):
                 rho = _mapped(rho, kraus, dims, (index,))
         return rho
     if isinstance(channel, PhaseDamping):
@@ -51,7 +82,7 @@ def through(rho: Tensor, channel: Channel, dims: Sequence[int], on: Sequence[int
         for i in range(m):
             parts[:, i, :, :, i] += rest
         return _whole(parts, dims, on)
-    return _mapped(rho, channel.kraus(sizes), dims, on) if math.prod(sizes) <= _FEW else None
+    return _mapped(rho, channel.kraus(sizes), dims, on)
 
 
 def _mapped(rho: Tensor, kraus: Tensor, dims: Sequence[int], on: Sequence[int]) -> Tensor:

@@ -71,13 +71,13 @@ def evolve_dense(state: State, channel: Channel, targets: Sequence[Sequence[int]
 
     None where its factor is the better way: below d = 2048, where the rank stays far from d, for some channels.
     """
-    if state.d < _DENSE_FROM or getattr(channel, "p", 1) == 0:
+    if state.d < _DENSE_FROM:
         return None
     chosen = [check_on(range(len(state.dims)) if on is None else on, state.dims) for on in targets]
     rows = state.rank
-    for on in chosen:  # each target of dimension m can multiply the rank by m^2
-        rows = min(state.d, rows * math.prod(state.dims[index] for index in on) ** 2)
-    if rows <= state.d // 4:
+    grows = [dense.growth(channel, tuple(state.dims[index] for index in on)) for on in chosen]
+    rows = min(state.d, rows * math.prod(grows))
+    if rows <= state.d // 4 or 1 in grows:
         return None
     is_complex = state.factor.is_complex()
     pass_s = _PASS_S[is_complex] * state.d**2
@@ -85,10 +85,7 @@ def evolve_dense(state: State, channel: Channel, targets: Sequence[Sequence[int]
     rho = state.rho()
     for on in chosen:
         announce(pass_s)
-        after = dense.through(rho, channel, state.dims, on)
-        if after is None:
-            return None
-        rho = after
+        rho = dense.through(rho, channel, state.dims, on)
     rho = (rho + rho.mH) / 2
     return State.of_positive(rho / rho.diagonal().sum().real, state.dims)
 
