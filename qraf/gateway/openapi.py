@@ -111,7 +111,7 @@ def serve_document(app: FastAPI, types: Iterable[type]) -> None:
             made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             _, components = msgspec.json.schema_components([*types, Problem], ref_template=_REF)
             made.setdefault("components", {}).setdefault("schemas", {}).update(components)
-            _secure(app, made)
+            _secure(made)
             _untag(components)
             app.openapi_schema = made
         return app.openapi_schema
@@ -119,7 +119,7 @@ def serve_document(app: FastAPI, types: Iterable[type]) -> None:
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _secure(app: FastAPI, document: dict[str, Any]) -> None:
+def _secure(document: dict[str, Any]) -> None:
     """Say what each operation needs: a bearer credential, and a scope (`x-qraf-scope`)."""
     document["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "an API key (`qraf_...`) or a JSON Web Token"}
