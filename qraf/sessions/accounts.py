@@ -144,8 +144,9 @@ class Account:
 
     async def generated(self, tokens: int, prompt: int = 0) -> None:
         """Count tokens that are about to be shown; what was counted survives this process. Cancel: it may count."""
-        if tokens:
-            await self._take("tokens", tokens)
+        if tokens:  # a piece may hold more than a small rate allows at all
+            most = min(share.meters["tokens"].allowed for share in self._shares)
+            await self._take("tokens", min(tokens, most))
         try:
             await self._accounts.ledger.spend(Spend(self.payer, tokens, prompt))
         except QuotaExceeded as refusal:

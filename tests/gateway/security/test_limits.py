@@ -309,7 +309,7 @@ async def test_a_socket_that_went_makes_room_for_another(narrow, model) -> None:
 
 @pytest.mark.parametrize(("tenant", "code"), [("few-tokens", "quota_exceeded"), ("slow-tokens", "rate_limited")])
 async def test_a_response_out_of_tokens_ends_there_and_says_why(narrow, model, tenant, code) -> None:
-    model.script = Script(tokens_per_s=100)
+    model.script = Script(tokens_per_s=25)  # so that few come together, which are shown together or not at all
     ask = {"prompt": "x", "generate": {"max_tokens": 60}}
     async with wire(narrow, await key(narrow, tenant)) as one:
         await one.send({"type": "enhance", "id": "1", **ask})
@@ -318,7 +318,7 @@ async def test_a_response_out_of_tokens_ends_there_and_says_why(narrow, model, t
     assert (done["status"], done["finish_reason"], done["error"]["code"]) == ("incomplete", "quota", code)
     assert done["error"]["retry_after_ms"] > 0
     shown = sum(frame.get("tokens", 0) for frame in frames if frame["type"] == "response.delta")
-    assert 5 <= shown == done["usage"]["completion_tokens"] <= 10
+    assert 1 <= shown == done["usage"]["completion_tokens"] <= 10
     await narrow.audited(action="WS enhance", outcome=code, tenant=tenant)
     async with narrow.http(await key(narrow, tenant)) as http:
         if shown == 10:
@@ -331,7 +331,7 @@ async def test_a_response_out_of_tokens_ends_there_and_says_why(narrow, model, t
 async def test_over_rest_what_came_until_then_is_the_answer(models, model, tmp_path, signer) -> None:
     quotas = QuotaSettings(key={"tokens_per_day": 20})
     async with guarded(models, tmp_path, signer, quotas) as place, place.http("acme client") as http:
-        model.script = Script(words=("Nuts",), tokens_per_s=200)
+        model.script = Script(words=("Nuts",), tokens_per_s=50)
         response = await http.post("/v1/enhance", json={"prompt": "x", "generate": {"max_tokens": 60}})
         told = response.json()
         assert (response.status_code, told["status"], told["error"]["code"]) == (200, "incomplete", "quota_exceeded")
