@@ -269,8 +269,8 @@ class ServiceCalls:
     async def submit(self, order: Order) -> Operation:
         """Begin an order as an operation, whatever its size: a record of an order, or its fields with `op`.
 
-        Orders of the services, and those on stored states that may take long: `prepare`, `measure`, `evolve`, `compare`,
-        and of one state (`ids` of one) `merge`, `tensor`, `partial_trace`.
+        Orders of the services, and those on stored states that may take long: `prepare`, `measure`, `evolve`,
+        `compare`, and of one state (`ids` of one) `merge`, `tensor`, `partial_trace`.
         """
         body = _body(order)
         path, headers = _path(body), {"prefer": "respond-async"}

@@ -255,7 +255,7 @@ def _dim(operand: Any) -> int:
     for numbers in (operand.amplitudes, operand.density, operand.factor):
         if numbers is not None:
             shape = (numbers.shape or _shape(numbers.real)) if isinstance(numbers, ArrayData) else _shape(numbers)
-            return min(_DIM_MAX, shape[-1] if shape else 0)
+            return int(min(_DIM_MAX, shape[-1] if shape else 0))
     if operand.circuit is not None:
         qubits = sum(int(size or 1) for size in _QUBITS.findall(operand.circuit))
         return int(2 ** min(_MOST_QUBITS, qubits))
