@@ -1,4 +1,4 @@
-"""What the language model is told: fixed instructions, the question, the evidence in time order, and the question again.
+"""What the language model is told: instructions, the question, the evidence in time order, and the question again.
 
 A model that reads from left to right takes in the evidence knowing what it is for, and still has the question at hand
 when it answers: see docs/decisions/0011-question-twice.md for what that is worth.
@@ -31,7 +31,8 @@ def build_messages(question: str, evidence: Sequence[Evidence] = (), *, system: 
     """Chat messages for the model: always a system message, then one of the user.
 
     Evidence stands in time order whatever its rank, each item dated and named; its text cannot end the notes or speak
-    in another role. A question of up to 500 characters stands before it too. Fitting the evidence to a number of tokens is the caller's: see `evidence_line`.
+    in another role. A question of up to 500 characters stands before it too. Fitting the evidence to a number of tokens
+    is the caller's: see `evidence_line`.
 
     >>> turn = Evidence(seq=1, memory="s/a", node="n", score=1.0, text="We moved.", speaker="Melanie", at=1683504000.0)
     >>> print(build_messages("When did they move?", [turn])[1]["content"])
