@@ -1,8 +1,9 @@
 """Answers kept for a request that comes again: what was asked under an `Idempotency-Key`, and what came of it.
 
 The row is there before the work begins, so that of two requests with one key, on whichever gateways, one works. It is
-sealed under the key of its tenant's states: neither the client's key nor what was asked can be read from it. Nothing here waits for the disk: what a request wrote does, and a
-repeat finds that by its ids where the row was lost with the machine.
+sealed under the key of its tenant's states: neither the client's key nor what was asked can be read from it. Nothing
+here waits for the disk: what a request wrote does, and a repeat finds that by its ids where the row was lost with the
+machine.
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ def upgrade() -> None:
     )
     op.create_index("snapshots_memory", "snapshots", ["memory", "status"])
     op.create_index("snapshots_status", "snapshots", ["status", "store"])
-    op.create_index(
-        "items_forgotten", "items", ["memory", "seq"], sqlite_where=FORGOTTEN, postgresql_where=FORGOTTEN
-    )
+    op.create_index("items_forgotten", "items", ["memory", "seq"], sqlite_where=FORGOTTEN, postgresql_where=FORGOTTEN)
     op.create_table(
         "runs",
         sa.Column("run", sa.String(64), primary_key=True),
