@@ -100,6 +100,7 @@ def run_calls(work: Callable[[Call], Awaitable[None]], url: str, data: Path | No
 
 def show_list(path: str, fields: tuple[str, ...], what: str, url: str, data: Path | None, as_json: bool) -> None:
     """Print every page of a list, as a table or as JSON lines."""
+
     async def work(call: Call) -> None:
         from urllib.parse import quote
 

@@ -408,7 +408,8 @@ class Stream:
                     self._answer(command.id, await self._service.recall(command))
                     self._usage.recalls += 1
                 case Write():
-                    done = await self._service.write(command)
+                    queued = Ack(id=command.id, status="queued")  # tells of a wait; the answer comes after it
+                    done = await self._service.write(command, lambda: self._send(queued))
                     self._usage.written_items += done.accepted
                     self._answer(command.id, done)
                 case StateCommand():
