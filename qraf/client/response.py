@@ -40,8 +40,9 @@ class Response:
 
     A connection that breaks meanwhile is not seen here: the frames go on where they were. Only when the client was away
     for so long that the server no longer has what it missed, the text is fetched as one delta (of 0 tokens), and hops
-    or evidence may be missing; `gaps` counts that. When the server was started again, the response ends as `failed`,
-    code `replay_gone`, which may be tried again.
+    or evidence may be missing; `gaps` counts that. So it is when the client came back to another gateway than the one
+    that runs the response. When its gateway died, the response ends as `failed`, code `gateway_lost` (or `replay_gone`,
+    if nobody had heard of it yet), which may be tried again.
 
     A reader that is slow delays no other call on the same connection: waiting deltas are joined without loss, and a
     response with more than 4 MiB of unread text ends, alone, with `LimitExceeded`.

@@ -96,6 +96,12 @@ async def test_what_ended_on_one_gateway_is_told_by_the_other(model, tmp_path) -
             assert done["usage"] == told["usage"]
         async with resuming(other, seen[0], done["seq"]) as (_, resumed):
             assert resumed["result"] == "done"
+        async with httpx.AsyncClient(base_url=other.url, trust_env=False) as http:
+            events = f"/v1/responses/{response}/events"
+            last = await http.get(events, headers={"Last-Event-ID": str(done["seq"] - 1)})
+            assert last.text.startswith(f"event: response.done\nid: {done['seq']}\ndata: {{")
+            statuses = [(await http.get(f"{events}?after_seq={seq}")).status_code for seq in (1, done["seq"])]
+            assert statuses == [410, 204]
         again = ENHANCE | {"generate": {"max_tokens": 2000}, "key": "k", "again": True}
         async with Wire(other.url) as wire:
             await wire.send(again)
