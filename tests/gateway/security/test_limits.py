@@ -369,6 +369,24 @@ async def test_usage_is_what_was_done_to_the_item_and_the_token(models, model, t
         assert quotas["key.tokens_per_day"] == 21
 
 
+async def test_cancelled_and_failed_responses_are_charged_what_was_shown(models, model, tmp_path, signer) -> None:
+    async with guarded(models, tmp_path, signer) as place, place.http("acme client") as http:
+        shown = 0
+        async with wire(place, "acme client") as one:
+            for number, script in enumerate((Script(tokens_per_s=60), Script(tokens_per_s=60, close_after=12))):
+                model.script = script
+                await one.send({"type": "enhance", "id": str(number), "prompt": "x", "generate": {"max_tokens": 500}})
+                frames = await one.until("response.delta")
+                if number == 0:
+                    await one.send({"type": "cancel", "id": "c", "target": "0"})
+                frames += await one.until("response.done")
+                tokens = sum(frame.get("tokens", 0) for frame in frames if frame["type"] == "response.delta")
+                assert frames[-1]["status"] == ("cancelled", "failed")[number]
+                assert frames[-1]["usage"]["completion_tokens"] == tokens
+                shown += tokens
+        assert (await http.get("/v1/usage")).json()["total"]["generated_tokens"] == shown > 12
+
+
 async def test_each_sees_its_own_usage_and_an_admin_its_tenants(narrow, model) -> None:
     own = {who: narrow.keys[f"brook {who}"].split("_")[1] for who in ("client", "viewer", "admin")}
     for who in own:
