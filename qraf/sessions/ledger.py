@@ -55,7 +55,8 @@ class Ledger:
         self._life = None if folder is None else Life(folder, self.epoch)
         self._waiting: dict[str, Response] = {}
         self._some = asyncio.Event()
-        self._beats_since: float | None = None
+        self._beats_since = clock.now()  # without a longer pause: the machine slept, or the journal was away
+        self._beat_at = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -108,24 +109,22 @@ class Ledger:
         chosen = [self._waiting.pop(one) for one in list(self._waiting)[:_MOST_AT_ONCE]]
         try:
             await asyncio.to_thread(self._table.put, [_record(one) for one in chosen])
-        except QrafError:
+        except BaseException:  # cancelled, too: writing twice is harmless
             self._waiting = {one.id: one for one in chosen} | self._waiting
             raise
 
     async def _beat(self) -> None:
-        try:
-            await asyncio.to_thread(self._table.beat, self.epoch, self.name)
-            if self._beats_since is None:
-                self._beats_since = self._clock.monotonic()
-            known = await asyncio.to_thread(self._table.gateways)
-            dead = await asyncio.to_thread(lambda: [one.epoch for one in known if self._is_dead(one)])
-            if dead:
-                failed = await asyncio.to_thread(self._table.bury, dead)
-                log.warning("%d gateways died; %d responses of theirs have failed", len(dead), failed)
-            await asyncio.to_thread(self._table.sweep, self._clock.now() - self._kept_s)
-        except QrafError:
-            self._beats_since = None
-            raise
+        await asyncio.to_thread(self._table.beat, self.epoch, self.name)
+        now = self._clock.now()
+        if now - self._beat_at > LEASE_S / 2:
+            self._beats_since = now
+        self._beat_at = now
+        known = await asyncio.to_thread(self._table.gateways)
+        dead = await asyncio.to_thread(lambda: [one.epoch for one in known if self._is_dead(one)])
+        if dead:
+            failed = await asyncio.to_thread(self._table.bury, dead)
+            log.warning("%d gateways died; %d responses of theirs have failed", len(dead), failed)
+        await asyncio.to_thread(self._table.sweep, now - self._kept_s)
 
     async def _look(self) -> None:
         if not self._responses.running():
@@ -187,8 +186,9 @@ class Ledger:
             return False
         if self._folder is not None and is_over(self._folder, gateway.epoch):
             return True
-        listened = self._beats_since is not None and self._clock.monotonic() - self._beats_since >= LEASE_S
-        return listened and self._clock.now() - gateway.seen_at > LEASE_S
+        now = self._clock.now()
+        has_listened = now - self._beats_since >= LEASE_S and now - self._beat_at <= LEASE_S / 2
+        return has_listened and now - gateway.seen_at > LEASE_S
 
 
 def _record(response: Response) -> ResponseRecord:

@@ -27,17 +27,22 @@ async def begun(one: Ledger, name: str = "1") -> Response:
     return response
 
 
+async def lives(one: Ledger, clock: FakeClock, seconds: float) -> None:
+    for _ in range(round(seconds)):
+        clock.advance(1)
+        await one._beat()
+
+
 async def test_a_gateway_that_is_silent_for_longer_than_its_lease_is_dead(journal: Journal, clock: FakeClock) -> None:
     one, other = ledger(journal, clock), ledger(journal, clock)
     await one._beat()
     await other._beat()
     response = await begun(one)
-    clock.advance(LEASE_S - 1)
-    await other._beat()
+    await lives(other, clock, LEASE_S)
     with pytest.raises(RunsElsewhere, match=one.name):
         await other.find(response.id, "acme")
     assert await other.find(response.id, "bolt") is None
-    clock.advance(2)
+    await lives(other, clock, 1)
     found = await other.find(response.id, "acme", after_seq=7)
     assert found is not None
     assert (found.status, found.seq, found.owner) == ("failed", 8, "acme/elsewhere")
@@ -57,8 +62,7 @@ async def test_who_was_cut_off_itself_takes_nobody_for_dead(journal: Journal, cl
     await other._beat()
     with pytest.raises(RunsElsewhere):
         await other.find(response.id, "acme")
-    clock.advance(LEASE_S)
-    await other._beat()  # and buries it
+    await lives(other, clock, LEASE_S)  # and buries it
     assert [one.epoch for one in journal.responses.gateways()] == [other.epoch]
     assert (await other.find("", "acme", key="acme\0001")).status == "failed"  # type: ignore[union-attr]
 
