@@ -243,7 +243,7 @@ _MAKERS: tuple[Callable[[random.Random], dict[str, Any]], ...] = (
     _ping, _session_open, _write, _recall, _enhance, _cancel, _watch, _unwatch, _refresh, _state, _decode_open,
     _decode_rounds, _decode_close,
 )  # fmt: skip
-_WEIGHTS = (24, 5, 6, 3, 5, 14, 9, 9, 4, 4, 2, 6, 2)
+_WEIGHTS = (32, 4, 5, 2, 4, 16, 11, 11, 5, 3, 1, 5, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------ spoiling

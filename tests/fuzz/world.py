@@ -228,9 +228,12 @@ async def world(data: Path) -> AsyncIterator[World]:
     service._generators["writer"] = model  # type: ignore[assignment]
     await service.start()
     app = create_app(service, settings)
+    gc.collect()
+    gc.freeze()  # what is there already is not looked through again and again
     try:
         yield World(service, app, model)
     finally:
+        gc.unfreeze()
         await app.state.gate.sockets.close()
         await app.state.gate.authority.close()
         await service.close()
