@@ -231,3 +231,9 @@ async def ended(http, accepted) -> dict:
     while not (view := (await http.get(accepted.headers["location"])).json())["ended_at"]:
         await asyncio.sleep(0.01)
     return view
+
+
+async def test_a_state_of_another_tenant_among_many_is_a_fault_of_the_body(http) -> None:
+    for path, body in (("measure", {"basis": "computational"}), ("evolve", {"steps": []})):
+        refused = await http.post(f"/v1/state/{path}", json={"ids": ["acme/st_x"], **body})
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/ids/0")

@@ -353,10 +353,10 @@ async def _many(request: Request, order: StateMeasure | StateEvolve) -> Response
     try:
         return await _answered(request, order, answer)
     except NotFound as fault:
-        name = plain(fault.name)
-        if name not in order.ids:
+        name, names = plain(fault.name), [plain(one) for one in order.ids]
+        if name not in names:
             raise
-        raise InvalidRequest(f"no state '{name}'", f"/ids/{order.ids.index(name)}") from None
+        raise InvalidRequest(f"no state '{name}'", f"/ids/{names.index(name)}") from None
 
 
 async def _answered(request: Request, order: StateOrder, show: Callable[[Any], Response]) -> Response:
