@@ -23,7 +23,7 @@ from qraf.actors.held import Encode, Held
 from qraf.actors.snapshots import Snapshots
 from qraf.actors.stored import Stored, given_amplitudes
 from qraf.clock import Clock, SystemClock
-from qraf.errors import InvalidRequest, LimitExceeded, NotFound
+from qraf.errors import InvalidRequest, LimitExceeded, NodeDown, NotFound, StorageFailed
 from qraf.memory.memory import Memory, Recollection, code_bytes
 from qraf.network.placement import item_node, session_node
 from qraf.network.topology import NodeSpec, Topology
@@ -241,7 +241,7 @@ class Node:
             return False
         held.wait_until = time.monotonic() + _WAIT_S
         after = held.covered_from
-        seqs, ids = snapshots.heads(memory, after)
+        seqs, ids, num_forgotten = snapshots.heads(memory, after)
         name = memory[2:]
         mine = [item_node(self._topology, name, one) == self.spec.name for one in ids]
         is_mine = np.array(mine, bool) if ids else np.ones(len(seqs), bool)
@@ -253,14 +253,19 @@ class Node:
                 return False
             held.synced_seq = max(held.synced_seq, through)
             parts, version, fit = held.memory.parts(), held.memory.version, self._fit(held.memory)
+        is_done = True
         try:
-            is_made = snapshots.write(self.spec.name, memory, fit, through, parts, until) is not None
+            made = snapshots.write(self.spec.name, memory, fit, through, parts, num_forgotten, until)
+            is_done = made is not None
         except LimitExceeded as fault:
             _log.warning("no snapshot of memory '%s': %s", memory, fault)
-            is_made = True
-        if is_made:
-            held.saved_version, held.saved_at, held.wait_until = version, time.monotonic(), 0.0
-        return is_made
+        except (StorageFailed, NodeDown):
+            is_done = False  # it passes, or concerns all
+            raise
+        finally:
+            if is_done:  # or would fail again: the next one is due when something has changed
+                held.saved_version, held.saved_at, held.wait_until = version, time.monotonic(), 0.0
+        return is_done
 
     def advertisements(self, since: int = 0) -> tuple[list[Advertisement], int]:
         """What changed after revision `since`, and the revision now. Memories being worked on come next time."""

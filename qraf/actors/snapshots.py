@@ -22,6 +22,7 @@ from qraf.memory.memory import Memory, Parts
 from qraf.settings import SnapshotSettings
 from qraf.storage.fences import Fence
 from qraf.storage.journal import Journal
+from qraf.storage.seal import DataKey
 from qraf.storage.snapshot_files import Abandoned, SnapshotStore, body_of, sealed
 from qraf.storage.snapshots import Snapshot, read_parts
 
@@ -61,16 +62,23 @@ class Snapshots:
         return self._stats
 
     # -------------------------------------------------------------------------------------------------------- making
-    def heads(self, memory: str, after_seq: int) -> tuple[NDArray[np.int64], list[str]]:
-        """Numbers of the journal's live items after one, ascending, and of a collection's items their ids."""
+    def heads(self, memory: str, after_seq: int) -> tuple[NDArray[np.int64], list[str], int]:
+        """What the journal says before a memory is copied: see `SnapshotTable.heads`."""
         return self._journal.snapshots.heads(memory, after_seq)
 
     def write(
-        self, node: str, memory: str, fit: str, through: int, parts: Parts, until: float | None = None
+        self,
+        node: str,
+        memory: str,
+        fit: str,
+        through: int,
+        parts: Parts,
+        num_forgotten: int,
+        until: float | None = None,
     ) -> Snapshot | None:
         """Write a snapshot of a memory's parts; None: something in it was forgotten meanwhile, or there was no time.
 
-        `until`: monotonic seconds, when writing is given up.
+        `num_forgotten`: what `heads` told. `until`: monotonic seconds, when writing is given up.
 
         Raises:
             LimitExceeded: the memory is too large; nothing was written.
@@ -95,24 +103,20 @@ class Snapshots:
                     last_seq=last_seq,
                     items=len(arrays["seq"]),
                 )
-                return self._write(wanted, arrays["seq"], buffers, size, until)
+                begun = self._journal.snapshots.begin(wanted, arrays["seq"], self._fence, num_forgotten)
+                return None if begun is None else self._write(*begun, buffers, size, until)
             finally:
                 self._leave()
 
     def _write(
-        self, wanted: Snapshot, seqs: NDArray[Any], buffers: list[memoryview], size: int, until: float | None
+        self, made: Snapshot, key: DataKey | None, buffers: list[memoryview], size: int, until: float | None
     ) -> Snapshot | None:
-        table = self._journal.snapshots
-        begun = table.begin(wanted, seqs, self._fence)
-        if begun is None:
-            return None
-        made, key = begun
         is_kept = False
         try:
             digest, written = self._store.write(
                 made.id, self._pieces(sealed(buffers, size, key, made.belongs()), until)
             )
-            is_kept = table.finish(made, digest, written, self.settings.keep, self._fence)
+            is_kept = self._journal.snapshots.finish(made, digest, written, self.settings.keep, self._fence)
         except Abandoned:
             return None
         finally:
@@ -291,7 +295,7 @@ class Keeper:
                 return
 
     def _round(self, until: float | None) -> bool:
-        """Make what is due; False: one could not be made, the others wait for the next round."""
+        """Make what is due; False: journal or place failed, and what is left waits for the next round."""
         for node in self._nodes:
             for memory in node.due(time.monotonic(), is_last=until is not None):
                 if (self._stopping.is_set() and until is None) or (until is not None and time.monotonic() > until):
@@ -308,7 +312,8 @@ class Keeper:
                         "no snapshot of memory '%s': %s", memory, reason, exc_info=not isinstance(fault, QrafError)
                     )
                     self._snapshots.failed(reason)
-                    return False
+                    if isinstance(fault, StorageFailed):
+                        return False
         return True
 
 

@@ -74,11 +74,12 @@ class SnapshotTable:
     # -------------------------------------------------------------------------------------------------------- making
     @retried
     def begin(
-        self, wanted: Snapshot, seqs: NDArray[np.integer[Any]], fence: Fence | None
+        self, wanted: Snapshot, seqs: NDArray[np.integer[Any]], fence: Fence | None, num_forgotten: int | None = None
     ) -> tuple[Snapshot, DataKey | None] | None:
         """Enter a snapshot of the items `seqs` before its file is written, and make its key (None: not sealed).
 
-        None: something in it has been forgotten meanwhile, so it must not be written.
+        None: something in it, or that it has counted, was forgotten meanwhile, so it must not be written. What was
+        counted is known by `num_forgotten`: what `heads` told before the memory was copied; None: it counts nothing.
 
         Raises:
             NodeDown: a successor of this host has come forward.
@@ -86,6 +87,8 @@ class SnapshotTable:
         with self._write("begin snapshot") as connection:
             hold(connection, fence)
             if np.isin(_forgotten(connection, wanted.memory, wanted.last_seq), seqs).any():
+                return None
+            if num_forgotten not in (None, _num_forgotten(connection, wanted.memory)):
                 return None
             made = msgspec.structs.replace(wanted, id=secrets.token_hex(16), made_at=self._clock.now())
             outer = self._keyring.current(connection, [wanted.memory]).get(wanted.memory)
@@ -184,16 +187,20 @@ class SnapshotTable:
             return _forgotten(connection, memory, through)
 
     @retried
-    def heads(self, memory: str, after_seq: int) -> tuple[NDArray[np.int64], list[str]]:
-        """Numbers of the live items after a number, ascending, and their ids (none for a session's)."""
+    def heads(self, memory: str, after_seq: int) -> tuple[NDArray[np.int64], list[str], int]:
+        """Numbers of the live items after a number, ascending, their ids (none for a session's), and how many items of
+        the memory were forgotten before.
+        """
         is_shared = memory.startswith("c/")
         columns = _items.c["seq", "item_id"] if is_shared else [_items.c.seq]
         live = or_(_items.c.expires_at.is_(None), _items.c.expires_at > self._clock.now())
         which = (_items.c.memory == memory, _items.c.seq > after_seq, _items.c.forgotten_at.is_(None), live)
         query = select(*columns).where(*which, _items.c.role != "recalled").order_by(_items.c.seq)
         with self._read("read numbers of items") as connection:
+            num_forgotten = _num_forgotten(connection, memory)  # first: what is forgotten from here on is told apart
             rows = connection.execute(query).all()
-        return np.array([row[0] for row in rows], np.int64), [row[1] for row in rows] if is_shared else []
+        ids = [row[1] for row in rows] if is_shared else []
+        return np.array([row[0] for row in rows], np.int64), ids, num_forgotten
 
     # ------------------------------------------------------------------------------------------------------ clearing
     @retried
@@ -268,6 +275,11 @@ def _erasing(which: Any) -> Any:
 def _forgotten(connection: Connection, memory: str, through: int) -> NDArray[np.int64]:
     which = (_items.c.memory == memory, _items.c.forgotten_at.is_not(None), _items.c.seq <= through)
     return np.array(connection.execute(select(_items.c.seq).where(*which)).scalars().all(), np.int64)
+
+
+def _num_forgotten(connection: Connection, memory: str) -> int:
+    which = (_items.c.memory == memory, _items.c.forgotten_at.is_not(None))
+    return int(connection.execute(select(func.count()).select_from(_items).where(*which)).scalar_one())
 
 
 def _snapshot(row: Row[Any]) -> Snapshot:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sqlalchemy import update
 
 from qraf.actors.encoding import EncodeQueue
 from qraf.actors.host import Host
@@ -33,6 +34,8 @@ from qraf.storage.fences import Fence
 from qraf.storage.journal import Journal
 from qraf.storage.records import Draft, SessionRecord
 from qraf.storage.seal import MasterKeys
+from qraf.storage.snapshots import SnapshotTable
+from qraf.storage.tables import data_keys
 from tests.actors.samples import DIM, FACTS, encoder, query, topology
 from tests.encoders import HashEncoder
 
@@ -293,6 +296,27 @@ def test_a_snapshot_that_is_being_written_is_given_up_when_something_of_it_is_fo
     assert node.snapshot("s/ann")
 
 
+def test_what_was_only_counted_and_is_forgotten_before_the_file_is_begun_makes_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = place.node(budget_bytes=20_000)
+    items = place.commit(600)
+    node.absorb("s/ann", items)
+    assert items[0].seq not in node._held["s/ann"].memory.seqs  # it has left, and is counted
+    begin = SnapshotTable.begin
+
+    def late(table: SnapshotTable, *args: Any) -> Any:
+        place.journal.tombstone("s/ann", [items[0].seq])
+        return begin(table, *args)
+
+    monkeypatch.setattr(SnapshotTable, "begin", late)
+    assert not node.snapshot("s/ann")
+    monkeypatch.undo()
+    node.forget("s/ann", [items[0].seq])
+    assert node.snapshot("s/ann")
+    assert state(place.node(budget_bytes=20_000)) == state(place.plain(budget_bytes=20_000))
+
+
 def test_other_bits_or_another_budget_begin_from_the_journal(place: Place) -> None:
     place.journal.put_session(SessionRecord(id="ann", created_at=0.0))
     node = place.node()
@@ -409,6 +433,27 @@ def test_a_place_that_fails_stops_nothing_and_is_told_until_it_works(
     until(lambda: snapshots.stats.made == 1)
     assert (snapshots.stats.failing_since, snapshots.stats.reason) == (0.0, "")
     keeper.close(0)
+    place.journal.close()
+
+
+def test_a_memory_of_which_none_can_be_made_does_not_keep_the_others_from_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("snapshots._LOOK_EVERY_S", "snapshots._FIRST_PAUSE_S", "node._WAIT_S"):
+        monkeypatch.setattr(f"qraf.actors.{name}", 0.02)
+    place = Place(tmp_path, every_items=1)
+    snapshots = place.snapshots()
+    node = place.node(snapshots=snapshots)
+    for memory in ("s/ann", "s/ben"):
+        node.absorb(memory, place.commit(20, memory))
+    place.journal._keyring._open.clear()
+    with place.journal._write("break a key") as connection:
+        connection.execute(update(data_keys).where(data_keys.c.scope == "s/ann").values(wrapped=b"?" * 60))
+    keeper = Keeper([node], snapshots)
+    until(lambda: snapshots.stats.made == 1)
+    keeper.close(0)
+    assert [one.memory for one in place.journal.snapshots.every()] == ["s/ben"]
+    assert snapshots.stats.failed == 1  # and is not tried again before something has changed
     place.journal.close()
 
 
