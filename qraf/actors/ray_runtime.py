@@ -249,7 +249,10 @@ class RayRuntime(HostedRuntime):
             max_restarts=0,  # gateways then hear of its death in 20 ms
             max_task_retries=0,
         )
-        return options.remote(charter)
+        try:
+            return options.remote(charter)
+        except ValueError as error:  # the dead one that had the name was gone when Ray looked for it
+            raise NotReady("waiting for its supervisor's name") from error
 
     async def _follow(self) -> None:
         """Hear what the supervisor says, for ever; one that died or hangs is replaced."""

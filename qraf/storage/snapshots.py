@@ -188,8 +188,9 @@ class SnapshotTable:
 
     @retried
     def heads(self, memory: str, after_seq: int) -> tuple[NDArray[np.int64], list[str], int]:
-        """Numbers of the live items after a number, ascending, their ids (none for a session's), and how many items of
-        the memory were forgotten before.
+        """Live items of a memory after a number: their numbers, ascending, and ids (none for a session's).
+
+        The third is how many items of the memory have been forgotten so far.
         """
         is_shared = memory.startswith("c/")
         columns = _items.c["seq", "item_id"] if is_shared else [_items.c.seq]

@@ -7,8 +7,10 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -117,3 +119,27 @@ async def test_a_frozen_supervisor_is_replaced_and_decides_nothing_when_it_wakes
     await until(lambda: not Path(f"/proc/{old}").exists())
     await asyncio.sleep(0.5)
     assert runtime._epochs == hosts
+
+
+async def test_a_name_that_its_dead_bearer_has_just_left_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qraf.actors import ray_runtime
+
+    answers: list[Exception | str] = [ValueError("Failed to look up actor"), "joined"]  # as Ray's `get_if_exists` does
+
+    def make(charter: object) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        joined: Future[str] = Future()
+        joined.set_result(answer)
+        ref = SimpleNamespace(future=lambda: joined)
+        return SimpleNamespace(join=SimpleNamespace(remote=lambda *_: ref))
+
+    monkeypatch.setattr(
+        ray_runtime, "_SupervisorActor", SimpleNamespace(options=lambda **_: SimpleNamespace(remote=make))
+    )
+    alone = ray_runtime.RayRuntime(samples.topology(), samples.settings(tmp_path), encoder=samples.encoder)
+    assert await alone._enlist() == "joined"
+    assert answers == []
