@@ -107,7 +107,7 @@ class HostedRuntime:
         self._clock = clock or SystemClock()
         self._epochs: dict[str, int] = {}  # of the hosts that are up
         self._reports: dict[str, HostReport] = {}
-        self._stale: dict[Key, int] = {}  # memories that may lack what the journal has; the number counts the misses
+        self._stale: dict[Key, int] = {}  # memories that may differ from the journal; the number counts the misses
         self._reread_done: OrderedDict[Key, None] | None = None  # those read since `_reread`; None: nothing is suspect
         self._seen: dict[str, tuple[int, dict[str, int]]] = {}  # host -> epoch and revisions of the advertisements
         self._ads: OrderedDict[Key, Advertisement] = OrderedDict()
@@ -155,8 +155,7 @@ class HostedRuntime:
             items = await self._encoded(items)
             return await self._absorbs[host].call(Absorb(node, memory, tuple(items)), max(1, len(items)))
         except (QrafError, asyncio.CancelledError) as error:
-            if _may_lack(error):
-                self._stale[node, memory] = self._stale.get((node, memory), 0) + 1
+            self._missed(node, memory, error)
             raise
 
     async def _encoded(self, items: Sequence[Item]) -> Sequence[Item]:
@@ -222,11 +221,13 @@ class HostedRuntime:
                 tried.append(host)
 
     async def forget(self, node: str, memory: str, seqs: Sequence[int]) -> ForgetReceipt:
-        """Forget items that the journal has tombstoned."""
+        """Forget items that the journal has tombstoned; after a failure the memory does so at its next recall."""
         try:
             receipt: ForgetReceipt = await self._ask(self._host_of(node), "forget", node, memory, list(seqs))
-        except QrafError:
-            self._withdraw(node, memory)
+        except (QrafError, asyncio.CancelledError) as error:
+            if isinstance(error, QrafError):
+                self._withdraw(node, memory)
+            self._missed(node, memory, error)
             raise
         return receipt
 
@@ -312,6 +313,11 @@ class HostedRuntime:
 
     def _is_unread(self, key: Key) -> bool:
         return self._reread_done is not None and key not in self._reread_done
+
+    def _missed(self, node: str, memory: str, error: BaseException) -> None:
+        """The node may not have heard of a write; its memory reads the journal at its next recall."""
+        if _may_lack(error):
+            self._stale[node, memory] = self._stale.get((node, memory), 0) + 1
 
     def _withdraw(self, node: str, memory: str) -> None:
         """Advertise this memory no more, until its node does so anew."""
@@ -510,7 +516,7 @@ def _first_state(order: StateOrder) -> str | None:
 
 
 def _may_lack(error: BaseException) -> bool:
-    """Whether an absorb that ended so leaves a memory behind its journal; a refusal for good does not."""
+    """Whether a write that ended so leaves a memory behind its journal; a refusal for good does not."""
     if isinstance(error, LimitExceeded):
         return error.retry_after_ms is not None  # a full queue, not a full node
     return isinstance(error, NodeDown | StorageFailed | asyncio.CancelledError)

@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 _WAIT_S = 5.0  # until a snapshot is tried again for which the moment was not good
 _PAGE = 512  # items read from the journal at a time
 _MOST_EMPTIED = 4096  # memories of which it is known that nothing is left
+_MOST_FORGOTTEN = 65_536  # items of which it is known that an absorb which is still on its way must not bring them
 _MOST_EVICTED = 256  # items out of memory that one query with a filter reads back
 _ITEM_OVERHEAD_BYTES = 128  # lexical register and bookkeeping of an item, estimated from above for the capacity check
 
@@ -82,7 +83,8 @@ class Node:
         self._snapshots = snapshots
         self._held: OrderedDict[str, Held] = OrderedDict()  # least recently used first
         self._emptied: OrderedDict[str, int] = OrderedDict()  # what is held no more because nothing is left: revision
-        self._lock = threading.Lock()  # guards _held and the counters; never held while a memory works
+        self._forgotten: OrderedDict[int, None] = OrderedDict()  # seqs, the oldest first
+        self._lock = threading.Lock()  # guards the above and the counters; never held while a memory works
         self._revision = 0
         self._written = self._recalled = self._corrected = 0
         self._busy_s = 0.0
@@ -155,7 +157,11 @@ class Node:
             return [replace(answer, evidence=tuple(_named(answer, self.spec.name))) for answer in answers]
 
     def forget(self, memory: str, seqs: Sequence[int]) -> ForgetReceipt:
-        """Forget items that the journal has tombstoned; unknown ones are passed over."""
+        """Forget items that the journal has tombstoned; of unknown ones it is noted, in case they are on their way."""
+        with self._lock:
+            self._forgotten.update(dict.fromkeys(seqs))
+            while len(self._forgotten) > _MOST_FORGOTTEN:
+                self._forgotten.popitem(last=False)
         held = self._open(memory, create=False) if self._holds(memory) else None
         if held is None:
             return ForgetReceipt(memory=memory, forgotten=0, before=Figures(), after=Figures())
@@ -365,6 +371,7 @@ class Node:
                     continue
                 if held.is_stale or refresh or not self._is_home(memory):
                     self._restore(memory, held)
+                    self._drop_forgotten(memory, held)
                     self._catch_up(memory, held)
                     if self.spec.capacity_bytes:  # what the journal has is taken in; others make room for it
                         self._evict(self.spec.capacity_bytes, keep=memory)
@@ -411,6 +418,14 @@ class Node:
             held.memory, held.synced_seq = found
             held.saved_version = held.memory.version
             self._changed(held)
+
+    def _drop_forgotten(self, memory: str, held: Held) -> None:
+        """Forget what the journal has forgotten and nobody told of; before `_catch_up`, which may fill the room."""
+        if gone := self._stored.forgotten(memory, held.memory.items.seq):
+            held.memory.forget(gone)
+            self._changed(held)
+            if held.memory.is_behind:
+                self._start_over(memory, held)
 
     def _start_over(self, memory: str, held: Held) -> None:
         """Begin again with an empty memory, to be read from the journal."""
@@ -481,19 +496,20 @@ class Node:
 
     def _take_in(self, held: Held, items: Sequence[Item], amplitudes: NDArray[np.float32]) -> None:
         """Absorb under the memory's lock, in order of seq, and store the codes that are new."""
-        known = held.memory.seqs
-        keep = sorted((row for row, item in enumerate(items) if item.seq not in known), key=lambda row: items[row].seq)
+        known, gone = held.memory.seqs, self._forgotten
+        new = [row for row, item in enumerate(items) if item.seq not in known and item.seq not in gone]
+        keep = sorted(new, key=lambda row: items[row].seq)
         if not keep:
             return
         fresh = [items[row] for row in keep]
         bits = held.memory.bits
         codes = held.memory.absorb(fresh, amplitudes[keep], self._stored.bits_of(fresh, bits))
         self._changed(held)
-        new = {item.seq: code for item, code in zip(fresh, codes, strict=True) if not item.codes}
+        made = {item.seq: code for item, code in zip(fresh, codes, strict=True) if not item.codes}
         with self._lock:
-            self._written += len(new)
-        if new:
-            self._store_codes(new, self._stored.code(bits))
+            self._written += len(made)
+        if made:
+            self._store_codes(made, self._stored.code(bits))
 
     def _make_room(self, memory: str, items: Sequence[Item]) -> None:
         """Evict idle sessions until the new ones among `items` fit.

@@ -324,12 +324,15 @@ class SupervisorActor:
     async def _take_spare(self, spec: HostSpec) -> Any:
         """The spare, if it fits and still answers."""
         actor = None if spec.gpus else await self._spare.take()
-        if actor is not None:
-            try:
-                await ping(actor, self._charter.runtime.probe_timeout_s)
-            except (RayError, TimeoutError):
-                await self._actors.kill(actor)
+        if actor is None:
+            return None
+        try:
+            await ping(actor, self._charter.runtime.probe_timeout_s)
+        except BaseException as error:
+            await self._actors.kill(actor)  # nobody else knows of it
+            if isinstance(error, RayError | TimeoutError):
                 return None
+            raise
         return actor
 
     # ------------------------------------------------------------------------------------------------ watching

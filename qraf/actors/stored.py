@@ -60,6 +60,14 @@ class Stored:
         """Items up to a number that pass a filter, newest first, as many as `limit`, with codes as in `page`."""
         return self._journal.newest(memory, through_seq, filter, limit, self._codes(bits))
 
+    def forgotten(self, memory: str, seqs: NDArray[np.int64]) -> list[int]:
+        """Which of a memory's items, `seqs` ascending (n,), have been forgotten."""
+        if not len(seqs):
+            return []
+        gone = self._journal.snapshots.forgotten(memory, int(seqs[-1]), int(seqs[0]))
+        found: list[int] = gone[np.isin(gone, seqs)].tolist()
+        return found
+
     def sound(self, memory: str, items: Sequence[Item]) -> tuple[list[Item], int]:
         """The items that a memory can take, without codes that came back damaged; how many of those there were.
 

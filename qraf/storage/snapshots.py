@@ -86,7 +86,8 @@ class SnapshotTable:
         """
         with self._write("begin snapshot") as connection:
             hold(connection, fence)
-            if np.isin(_forgotten(connection, wanted.memory, wanted.last_seq), seqs).any():
+            first = int(seqs[0]) if len(seqs) else 0
+            if np.isin(_forgotten(connection, wanted.memory, wanted.last_seq, first), seqs).any():
                 return None
             if num_forgotten not in (None, _num_forgotten(connection, wanted.memory)):
                 return None
@@ -181,10 +182,10 @@ class SnapshotTable:
             raise broken("its key was changed or is another's") from None
 
     @retried
-    def forgotten(self, memory: str, through: int) -> NDArray[np.int64]:
-        """The numbers of a memory's forgotten items, up to one."""
+    def forgotten(self, memory: str, through: int, first: int = 0) -> NDArray[np.int64]:
+        """The numbers of a memory's forgotten items, from one to another."""
         with self._read("read forgotten items") as connection:
-            return _forgotten(connection, memory, through)
+            return _forgotten(connection, memory, through, first)
 
     @retried
     def heads(self, memory: str, after_seq: int) -> tuple[NDArray[np.int64], list[str], int]:
@@ -258,7 +259,8 @@ def read_parts(table: SnapshotTable, store: SnapshotStore, one: Snapshot) -> Par
         raise InvalidState("snapshot", "open with its key", "does not: it was changed, or is another's") from None
     if facts.get("memory") != one.memory or len(arrays.get("seq", ())) != one.items:
         raise InvalidState("snapshot", f"hold {one.items} items of '{one.memory}'", "does not")
-    if np.isin(table.forgotten(one.memory, one.last_seq), arrays["seq"]).any():
+    first = int(arrays["seq"][0]) if one.items else 0
+    if np.isin(table.forgotten(one.memory, one.last_seq, first), arrays["seq"]).any():
         raise InvalidState("snapshot", "hold nothing that was forgotten", "does: it is an older one")
     return facts, arrays
 
@@ -273,8 +275,8 @@ def _erasing(which: Any) -> Any:
     return change.values(status=_ERASED, secret=b"", key=None)
 
 
-def _forgotten(connection: Connection, memory: str, through: int) -> NDArray[np.int64]:
-    which = (_items.c.memory == memory, _items.c.forgotten_at.is_not(None), _items.c.seq <= through)
+def _forgotten(connection: Connection, memory: str, through: int, first: int) -> NDArray[np.int64]:
+    which = (_items.c.memory == memory, _items.c.forgotten_at.is_not(None), _items.c.seq.between(first, through))
     return np.array(connection.execute(select(_items.c.seq).where(*which)).scalars().all(), np.int64)
 
 

@@ -4,10 +4,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from qraf.actors.held import Held
 from qraf.actors.node import Node
 from qraf.errors import InvalidRequest, LimitExceeded, NotFound
 from qraf.network.placement import item_node
@@ -185,6 +187,42 @@ def test_a_refreshing_recall_sees_what_another_wrote(journal: Journal) -> None:
     commit(journal, "s/ann", ["The parrot moved to the attic."], prefix="late")
     assert node.recall("s/ann", [query("parrot")])[0].items_scanned == 2
     assert node.recall("s/ann", [query("parrot")], refresh=True)[0].items_scanned == 3
+
+
+def test_a_refreshing_recall_drops_what_nobody_told_the_node_to_forget(journal: Journal) -> None:
+    node = make(journal)
+    items = commit(journal, "s/ann", FACTS)
+    node.absorb("s/ann", items)
+    journal.tombstone("s/ann", [items[0].seq, items[2].seq])
+    assert node.recall("s/ann", [query("parrot")], refresh=True)[0].items_scanned == len(FACTS) - 2
+    assert node.figures("s/ann") == msgspec.structs.replace(make(journal).figures("s/ann"), version=len(FACTS) + 2)
+
+
+def test_an_absorb_that_comes_after_the_forget_brings_nothing_back(journal: Journal) -> None:
+    node = make(journal)
+    items = commit(journal, "s/ann", FACTS)
+    node.absorb("s/ann", items[1:])
+    journal.tombstone("s/ann", [items[0].seq])
+    node.forget("s/ann", [items[0].seq])  # another thread's, which was quicker
+    assert node.absorb("s/ann", items[:1]).items == len(FACTS) - 1
+
+
+def test_what_is_forgotten_while_a_memory_is_made_anew_does_not_come_back_with_it(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make(journal)
+    items = commit(journal, "s/ann", FACTS)
+    node.absorb("s/ann", items)
+    catch_up = node._catch_up
+
+    def slow(memory: str, held: Held) -> None:
+        catch_up(memory, held)
+        monkeypatch.undo()
+        journal.tombstone("s/ann", [items[0].seq])
+        assert node.forget("s/ann", [items[0].seq]).forgotten == 1  # from the old one, which answers meanwhile
+
+    monkeypatch.setattr(node, "_catch_up", slow)
+    assert node.recode("s/ann").items == len(FACTS) - 1
 
 
 def test_dropping_lets_go_and_the_journal_decides_what_comes_back(journal: Journal) -> None:

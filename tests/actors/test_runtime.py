@@ -182,6 +182,19 @@ async def test_an_absorb_that_did_not_arrive_is_made_good_by_the_next_recall(wor
     assert world.runtime._stale == {}
 
 
+async def test_a_forget_that_did_not_arrive_is_made_good_by_the_next_recall(world: World) -> None:
+    items = await world.write("s/lost", list(FACTS), prefix="f")
+    await asyncio.to_thread(world.journal.tombstone, "s/lost", [items[0].seq])
+    forgetting = asyncio.create_task(world.runtime.forget("desk", "s/lost", []))  # as if it had come to nothing
+    await asyncio.sleep(0)
+    forgetting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await forgetting
+    async for one in world.runtime.recall([visit("desk", "s/lost", "parrot", k=10)]):
+        assert one.items_scanned == len(FACTS) - 1
+    assert world.runtime._stale == {}
+
+
 async def test_leaving_a_recall_early_leaves_nothing_behind(world: World) -> None:
     answers = world.runtime.recall([visit("desk", "s/ann", "parrot"), visit("shelf", "c/notes", "parrot")])
     async for _ in answers:
