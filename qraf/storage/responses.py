@@ -7,6 +7,7 @@ said is sealed under the key of its session, or of its tenant's responses.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
@@ -90,7 +91,7 @@ class ResponseTable:
     def put(self, records: Sequence[ResponseRecord]) -> None:
         """Write responses that begin or have ended; of one whose end is written nothing changes any more.
 
-        Those of sessions that were deleted are left out. This does not wait for the disk.
+        Those of sessions that were deleted, or whose key does not open, are left out. This does not wait for the disk.
         """
         with self._write("write responses", "relaxed") as connection:
             ids = [one.id for one in records]
@@ -98,10 +99,13 @@ class ResponseTable:
             sessions = {one.session for one in records if one.session is not None}
             known = set(connection.execute(select(_sessions.c.id).where(_sessions.c.id.in_(sessions))).scalars())
             kept = [one for one in records if one.session is None or one.session in known]
-            keys = self._keyring.current(connection, {_scope(one.tenant, one.session) for one in kept})
+            keys = self._keys(connection, {_scope(one.tenant, one.session) for one in kept})
             new = []
             for one in kept:
-                key = keys.get(_scope(one.tenant, one.session))
+                scope = _scope(one.tenant, one.session)
+                if scope not in keys:
+                    continue
+                key = keys[scope]
                 body = _encode(one.body)
                 row = {
                     "status": one.status,
@@ -185,6 +189,17 @@ class ResponseTable:
             ended = connection.execute(update(_responses).where(*runs).values(change)).rowcount
             connection.execute(delete(_gateways).where(_gateways.c.epoch.in_(epochs)))
         return ended
+
+    def _keys(self, connection: Connection, scopes: Collection[str]) -> dict[str, DataKey | None]:
+        """The key of each scope, None where it has none; what does not open is missing, and told in the log."""
+        with contextlib.suppress(SealBroken):
+            found = self._keyring.current(connection, scopes)
+            return {scope: found.get(scope) for scope in scopes}
+        keys: dict[str, DataKey | None] = {}
+        for scope in scopes:  # one by one: the others' responses go on
+            with contextlib.suppress(SealBroken), self._keyring.noting():
+                keys[scope] = self._keyring.current(connection, [scope]).get(scope)
+        return keys
 
     def _opened(self, connection: Connection, row: Row[Any]) -> ResponseRecord | None:
         scope, key = _scope(row.tenant, row.session), None

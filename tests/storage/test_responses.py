@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import update
 
 from qraf.clock import FakeClock
 from qraf.errors import SealBroken
@@ -13,6 +14,7 @@ from qraf.storage.journal import Journal
 from qraf.storage.records import SessionRecord
 from qraf.storage.responses import ResponseBody, ResponseRecord
 from qraf.storage.seal import MasterKeys
+from qraf.storage.tables import data_keys
 
 SECRET = "the nuts are behind the red door"
 
@@ -106,6 +108,18 @@ def test_the_text_is_sealed_and_an_erased_session_takes_it_along(sealed: Journal
     table.put([ended("3", session="acme/ann")])  # its gateway did not know yet
     assert table.find("acme", "rsp_3") is None
     assert table.find("acme", "rsp_2").body.text == SECRET  # type: ignore[union-attr]
+
+
+def test_a_session_whose_key_is_damaged_does_not_stop_the_responses_of_others(sealed: Journal) -> None:
+    for name in ("ann", "ben"):
+        sealed.put_session(SessionRecord(id=name, created_at=1.0))
+    with sealed._write("damage a key") as connection:
+        connection.execute(update(data_keys).where(data_keys.c.scope == "s/ann").values(wrapped=b"?" * 60))
+    sealed._keyring._open.clear()
+    sealed.responses.put([record("1", session="ann"), record("2", session="ben")])
+    sealed.responses.put([record("3", session="ann")])
+    assert [sealed.responses.find("acme", f"rsp_{n}") is not None for n in (1, 2, 3)] == [False, True, False]
+    assert set(sealed.broken) == {"s/ann"}
 
 
 def test_a_row_of_another_tenant_fails_its_tag(sealed: Journal) -> None:
