@@ -19,6 +19,7 @@ from qraf.errors import (
     NodeDown,
     QrafError,
     QuotaExceeded,
+    SealBroken,
     SessionNotFound,
     StorageFailed,
 )
@@ -219,7 +220,7 @@ class Committer:
     async def _commit(self, batches: list[Batch]) -> None:
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._write, batches)
-        except InvalidRequest as fault:
+        except (InvalidRequest, SealBroken) as fault:
             if len(batches) == 1:
                 batches[0].committed.set_exception(fault)
             else:  # one of them; it must not stop the others
