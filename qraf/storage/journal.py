@@ -11,30 +11,27 @@ as duplicates, and of a session it made or deleted that somebody else was first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, insert, select, update
 
 from qraf.clock import Clock, SystemClock
-from qraf.errors import QuotaExceeded, SealBroken, StorageFailed
-from qraf.filters import item_view, predicate, validate
-from qraf.records import Filter, Item, session_memory
+from qraf.errors import QuotaExceeded
+from qraf.records import session_memory
 from qraf.storage import tables
 from qraf.storage.answers import AnswerTable
+from qraf.storage.chunks import chunks
 from qraf.storage.database import is_in_memory, migrate, next_numbers, open_engine
 from qraf.storage.fences import Fence, FenceTable, hold
+from qraf.storage.items import ItemStore, is_kept
 from qraf.storage.keys import KeyTable
 from qraf.storage.line import Line, retried
-from qraf.storage.pages import check_limit, decode_cursor, encode_cursor
-from qraf.storage.recent import Recent
 from qraf.storage.records import Committed, Draft, SessionRecord
 from qraf.storage.responses import ResponseTable
 from qraf.storage.rows import check_name, draft_row, made_item, session_row
 from qraf.storage.seal import MasterKeys
-from qraf.storage.sealed import open_items, open_session, plain_scopes, seal_code, seal_item, seal_session
-from qraf.storage.sessions import SessionStore
+from qraf.storage.sealed import open_session, plain_scopes, seal_code, seal_item, seal_session
 from qraf.storage.snapshots import SnapshotTable, erase
 from qraf.storage.states import StateTable
 from qraf.storage.usage import Payer, UsageTable, nobody
@@ -42,12 +39,10 @@ from qraf.tenants import tenant_of
 
 __all__ = ["Committed", "Draft", "Journal", "SessionRecord"]
 
-_CHUNK = 500  # values in one IN (...), rows in one scan of a page
-_T = TypeVar("_T")
 _items, _codes, _sessions = tables.items, tables.codes, tables.sessions
 
 
-class Journal(SessionStore):
+class Journal(ItemStore):
     """Items, coded amplitudes and sessions in a database. Every method may raise `StorageFailed`.
 
     Those that read what is sealed may raise `SealBroken`, and `KeysMissing` in a journal opened without master keys.
@@ -62,7 +57,6 @@ class Journal(SessionStore):
         makes: bool = False,
     ) -> None:
         super().__init__(engine, clock, is_shared, masters, makes)
-        self._recent = Recent()
         self.usage = UsageTable(self._write, self._read, clock, self.line)
         self.states = StateTable(self._write, self._read, clock, self.line, self._keyring, self.usage)
         self.responses = ResponseTable(self._write, self._read, clock, self.line, self._keyring)
@@ -196,8 +190,8 @@ class Journal(SessionStore):
             return
         with self._write("write codes", "relaxed") as connection:
             hold(connection, fence)
-            for chunk in _chunks(codes):
-                query = select(*_items.c["seq", "memory", "item_id", "key"]).where(_items.c.seq.in_(chunk), _kept())
+            for chunk in chunks(codes):
+                query = select(*_items.c["seq", "memory", "item_id", "key"]).where(_items.c.seq.in_(chunk), is_kept())
                 live = connection.execute(query).all()
                 keys = self._keyring.by_id(connection, {row.key for row in live})
                 connection.execute(delete(_codes).where(_codes.c.seq.in_(chunk)))
@@ -217,7 +211,7 @@ class Journal(SessionStore):
         """
         forgotten, gone = 0, set(seqs)
         with self._write("forget items") as connection:
-            for chunk in _chunks(seqs):
+            for chunk in chunks(seqs):
                 forgotten += self._bury(connection, and_(_items.c.memory == memory, _items.c.seq.in_(chunk)), undo)
         self._recent.forget(lambda seq, _: seq in gone)
         self._scrub()
@@ -235,133 +229,6 @@ class Journal(SessionStore):
         self._recent.forget(lambda _, where: where == memory)
         self._scrub()
         return forgotten
-
-    # ------------------------------------------------------------------------------------------------------- reading
-    @retried
-    def items(
-        self, memory: str, after_seq: int = 0, limit: int = 1000, code: str | Collection[str] | None = None
-    ) -> list[Item]:
-        """Live items after a number, ascending.
-
-        `codes` are there where they were stored under `code`, or under one of several (None: any).
-        """
-        query = _select(code).where(_items.c.memory == memory, _items.c.seq > after_seq, self._live())
-        with self._read("read items") as connection:
-            return [item for _, item in self._opened(connection, query.order_by(_items.c.seq).limit(limit))]
-
-    @retried
-    def newest(
-        self, memory: str, through_seq: int, filter: Filter, limit: int, code: Collection[str], most_read: int = 20_000
-    ) -> list[Item]:
-        """Live items up to a number that pass a filter, newest first, with codes as in `items`.
-
-        At most `limit`; no more than `most_read` items are looked at.
-        """
-        passes = predicate(filter)
-        found: list[Item] = []
-        read = 0
-        while len(found) < limit and read < most_read:
-            query = _select(code).where(_items.c.memory == memory, _items.c.seq <= through_seq, self._live())
-            with self._read("read items") as connection:
-                rows = self._opened(connection, query.order_by(_items.c.seq.desc()).limit(_CHUNK))
-            chunk = [item for _, item in rows]
-            found += [item for item in chunk if passes(item_view(item))]
-            read += len(chunk)
-            if len(chunk) < _CHUNK:
-                break
-            through_seq = chunk[-1].seq - 1
-        return found[:limit]
-
-    def fetch(self, seqs: Iterable[int]) -> dict[int, Item]:
-        """Live items by number; those forgotten or expired are missing, and those of memories that do not open.
-
-        While the database does not answer: those that this process has read or written lately.
-        """
-        wanted = list(seqs)
-        try:
-            return self._fetch(wanted)
-        except StorageFailed:
-            if found := self._recent.find(wanted, self._clock.now()):
-                return found
-            raise
-
-    @retried
-    def _fetch(self, seqs: Sequence[int]) -> dict[int, Item]:
-        found: dict[int, Item] = {}
-        with self._read("read items") as connection:
-            for chunk in _chunks(seqs):
-                query = _select(None).where(_items.c.seq.in_(chunk), self._live()).order_by(_items.c.seq)
-                items = self._sound(connection, query)
-                found.update((item.seq, item) for _, item in items)
-                self._recent.keep(items)
-        return found
-
-    @retried
-    def find(self, memory: str, item_id: str) -> Item | None:
-        """The live item with this id."""
-        query = _select(None).where(_items.c.memory == memory, _items.c.item_id == item_id, self._live())
-        with self._read("read item") as connection:
-            found = self._opened(connection, query)
-        return found[0][1] if found else None
-
-    def page(
-        self, memory: str, cursor: str | None = None, limit: int = 50, filter: Filter | None = None
-    ) -> tuple[list[Item], str | None]:
-        """A page of live items in the order of writing, and the cursor of the next one (None: that was all).
-
-        Raises:
-            InvalidRequest: a limit outside 1 to 200, a cursor of another list, or a bad filter.
-        """
-        check_limit(limit)
-        scope = f"items/{memory}"
-        after = 0 if cursor is None else decode_cursor(scope, cursor, (int,))[0]
-        if filter is not None:
-            validate(filter)
-        passes = None if filter is None else predicate(filter)
-        size = limit + 1 if passes is None else _CHUNK
-        found: list[Item] = []
-        while len(found) <= limit:
-            chunk = self.items(memory, after, size)
-            found += chunk if passes is None else [item for item in chunk if passes(item_view(item))]
-            if len(chunk) < size:
-                break
-            after = chunk[-1].seq
-        more = encode_cursor(scope, found[limit - 1].seq) if len(found) > limit else None
-        return found[:limit], more
-
-    @retried
-    def expired(self, limit: int = 1000) -> list[tuple[str, int]]:
-        """Memory and number of items whose time is over and that are not forgotten yet, for the caller to forget."""
-        query = select(_items.c.memory, _items.c.seq).where(_items.c.expires_at <= self._clock.now(), _kept())
-        with self._read("read expired items") as connection:
-            rows = connection.execute(query.order_by(_items.c.expires_at).limit(limit))
-            return [(row.memory, row.seq) for row in rows]
-
-    @retried
-    def speakers(self, memory: str) -> tuple[str, ...]:
-        """Who spoke in the live items, in alphabetical order."""
-        spoken = (_items.c.memory == memory, _items.c.speaker.is_not(None), self._live())
-        # of a sealed item the column holds what stands for the name: the newest item of each tells it
-        newest = select(func.max(_items.c.seq)).where(*spoken).group_by(_items.c.speaker)
-        with self._read("read speakers") as connection:
-            found = self._opened(connection, _select([]).where(_items.c.seq.in_(newest)))
-        return tuple(sorted({item.speaker for _, item in found if item.speaker is not None}))
-
-    @retried
-    def count(self, memory: str) -> int:
-        """How many live items a memory has."""
-        query = select(func.count()).select_from(_items).where(_items.c.memory == memory, self._live())
-        with self._read("count items") as connection:
-            return int(connection.execute(query).scalar_one())
-
-    @retried
-    def memories(self, prefix: str = "") -> list[str]:
-        """The memories that have live items, by name; `prefix` such as `c/` chooses."""
-        query = select(_items.c.memory).distinct().where(self._live())
-        if prefix:
-            query = query.where(func.substr(_items.c.memory, 1, len(prefix)) == prefix)
-        with self._read("list memories") as connection:
-            return sorted(connection.execute(query).scalars())  # a server may have an order of its own
 
     # ------------------------------------------------------------------------------------------------------- sealing
     def masters_used(self) -> dict[str, int]:
@@ -410,30 +277,6 @@ class Journal(SessionStore):
         with self._write("make a key") as connection:
             self._keyring.current(connection, ["journal"])
 
-    def _opened(self, connection: Connection, query: Select[Any]) -> list[tuple[str, Item]]:
-        """The items of a query; read once more if one does not open, because it may have been on its way out."""
-        try:
-            return open_items(connection, self._keyring, connection.execute(query).all())
-        except SealBroken:
-            with self._keyring.noting():
-                return open_items(connection, self._keyring, connection.execute(query).all())
-
-    def _sound(self, connection: Connection, query: Select[Any]) -> list[tuple[str, Item]]:
-        """The items of those memories that open; SealBroken when there are others only."""
-        without: list[str] = []
-        while True:
-            try:
-                found = self._opened(connection, query.where(_items.c.memory.not_in(without)))
-            except SealBroken as fault:
-                if fault.memory in without:
-                    raise
-                without.append(fault.memory)
-                broken = fault
-            else:
-                if without and not found:
-                    raise broken
-                return found
-
     def _change_key(self, connection: Connection, memory: str) -> None:
         """Destroy a memory's key; a session that is still there gets a new one."""
         row = connection.execute(select(_sessions).where(_sessions.c.id == memory[2:])).first()
@@ -445,9 +288,6 @@ class Journal(SessionStore):
         sealed = seal_session(session_row(record), self._keyring.current(connection, [memory]).get(memory))
         connection.execute(update(_sessions).where(_sessions.c.id == record.id).values(sealed))
 
-    def _live(self) -> ColumnElement[bool]:
-        return and_(_kept(), or_(_items.c.expires_at.is_(None), _items.c.expires_at > self._clock.now()))
-
     def _live_ids(self, connection: Connection, rows: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """Numbers of the live items among `rows`; expired ones are buried, so that their ids are free."""
         wanted: dict[str, list[str]] = {}
@@ -456,8 +296,8 @@ class Journal(SessionStore):
         seqs, now = {}, self._clock.now()
         columns = select(_items.c.item_id, _items.c.seq, _items.c.expires_at)
         for memory, ids in wanted.items():
-            for chunk in _chunks(ids):
-                query = columns.where(_items.c.memory == memory, _items.c.item_id.in_(chunk), _kept())
+            for chunk in chunks(ids):
+                query = columns.where(_items.c.memory == memory, _items.c.item_id.in_(chunk), is_kept())
                 for row in connection.execute(query).all():
                     if row.expires_at is not None and row.expires_at <= now:
                         self._bury(connection, _items.c.seq == row.seq)
@@ -491,37 +331,20 @@ class Journal(SessionStore):
         return {group: refusal for group, refusal in answers if refusal is not None}
 
     def _bury(self, connection: Connection, which: ColumnElement[bool], undo: bool = False) -> int:
-        self.usage.release(connection, and_(which, _kept()), undo=undo)
-        oldest = select(_items.c.memory, func.min(_items.c.seq)).where(which, _kept()).group_by(_items.c.memory)
+        self.usage.release(connection, and_(which, is_kept()), undo=undo)
+        oldest = select(_items.c.memory, func.min(_items.c.seq)).where(which, is_kept()).group_by(_items.c.memory)
         for memory, seq in connection.execute(oldest).all():
             erase(connection, memory, seq)
-        chosen = select(_items.c.seq).where(which, _kept())
+        chosen = select(_items.c.seq).where(which, is_kept())
         connection.execute(delete(_codes).where(_codes.c.seq.in_(chosen)))
         blank = {"text": b"", "metadata": b"{}", "speaker": None, "amplitudes": None, "expires_at": None, "key": None}
         blank |= {"owner": None, "size": None}
-        change = update(_items).where(which, _kept()).values(**blank, forgotten_at=self._clock.now())
+        change = update(_items).where(which, is_kept()).values(**blank, forgotten_at=self._clock.now())
         return connection.execute(change).rowcount
-
-
-def _kept() -> ColumnElement[bool]:
-    return _items.c.forgotten_at.is_(None)
 
 
 def _missing(connection: Connection, sessions: Collection[str]) -> set[str]:
     found: set[str] = set()
-    for chunk in _chunks(sessions):
+    for chunk in chunks(sessions):
         found.update(connection.execute(select(_sessions.c.id).where(_sessions.c.id.in_(chunk))).scalars())
     return set(sessions) - found
-
-
-def _select(code: str | Collection[str] | None) -> Select[Any]:
-    joined = _codes.c.seq == _items.c.seq
-    if code is not None:
-        joined = and_(joined, _codes.c.code.in_([code] if isinstance(code, str) else code))
-    return select(_items, _codes.c.rows, _codes.c.code).select_from(_items.outerjoin(_codes, joined))
-
-
-def _chunks(values: Iterable[_T]) -> Iterator[list[_T]]:
-    rest = iter(values)
-    while chunk := list(islice(rest, _CHUNK)):
-        yield chunk

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from qraf.clock import Clock
 from qraf.errors import KeysMissing, SealBroken
 from qraf.storage import tables
+from qraf.storage.chunks import chunks
 from qraf.storage.seal import DataKey, MasterKeys, NotOpened, bound, new_key
 from qraf.tenants import tenant_of
 
@@ -25,7 +26,6 @@ _log = logging.getLogger(__name__)
 _keys = tables.data_keys
 _MOST = 10_000  # unwrapped keys kept
 _MOST_BROKEN = 1000  # memories that are remembered as such
-_MANY = 500  # values in one IN (...)
 
 Seal = Callable[[Connection, str, DataKey], None]
 
@@ -95,7 +95,7 @@ class Keyring:
             KeysMissing: the master keys are needed and not there.
         """
         found: dict[str, DataKey] = {}
-        for chunk in _chunks(scopes):
+        for chunk in chunks(scopes):
             for row in connection.execute(select(_keys).where(_keys.c.scope.in_(chunk))):
                 found[row.scope] = self._unwrapped(row)
         if self._makes:
@@ -111,7 +111,7 @@ class Keyring:
             found = {one: self._open[one] for one in wanted if one in self._open}
             for one in found:
                 self._open.move_to_end(one)
-        for chunk in _chunks(wanted - found.keys()):
+        for chunk in chunks(wanted - found.keys()):
             for row in connection.execute(select(_keys).where(_keys.c.id.in_(chunk))):
                 found[row.id] = self._unwrapped(row)
         return found
@@ -119,7 +119,7 @@ class Keyring:
     def sealed(self, connection: Connection, scopes: Collection[str]) -> set[str]:
         """Those of the scopes that have a key, so that nothing of theirs may be unsealed."""
         found: set[str] = set()
-        for chunk in _chunks(scopes):
+        for chunk in chunks(scopes):
             found.update(connection.execute(select(_keys.c.scope).where(_keys.c.scope.in_(chunk))).scalars())
         return found
 
@@ -181,8 +181,3 @@ class Keyring:
 
 def _belongs(scope: str, number: int) -> bytes:
     return bound(tenant_of_scope(scope), scope, number, "data key")
-
-
-def _chunks(values: Iterable[int] | Iterable[str]) -> Iterable[list[int | str]]:
-    every: list[int | str] = list(values)
-    return (every[start : start + _MANY] for start in range(0, len(every), _MANY))

@@ -20,6 +20,7 @@ from qraf.errors import LimitExceeded, NotFound, SealBroken, VersionConflict
 from qraf.settings import QuotaSettings
 from qraf.state_orders import StateView
 from qraf.storage import tables
+from qraf.storage.chunks import chunks
 from qraf.storage.fences import Fence, fenced
 from qraf.storage.keyring import Keyring, states_scope, tenant_of_scope
 from qraf.storage.line import Line, retried
@@ -35,7 +36,6 @@ __all__ = ["StateTable", "shown"]
 
 _states = tables.states
 _HEAD = (_states.c.id, _states.c.version, _states.c.created_at, _states.c.updated_at, _states.c.view, _states.c.key)
-_MANY = 500  # ids in one IN (...)
 
 Begin = Callable[[str], AbstractContextManager[Connection]]
 
@@ -130,7 +130,7 @@ class StateTable:
         columns = (*_HEAD, _states.c.packet) if packets else _HEAD
         found: dict[str, StateRecord] = {}
         with self._read("read states") as connection:
-            for chunk in _chunks(ids):
+            for chunk in chunks(ids):
                 records = self._records(connection, select(*columns).where(_states.c.id.in_(chunk)), packets)
                 found.update((record.id, record) for record in records)
         return found
@@ -226,18 +226,13 @@ def _sizes(connection: Connection, ids: Iterable[str]) -> dict[str, Any]:
     """What is known of the states that are there, without view and packet."""
     columns = (_states.c.id, _states.c.version, _states.c.created_at, _states.c.updated_at, _states.c.size)
     found: dict[str, Any] = {}
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         found.update((row.id, row) for row in connection.execute(select(*columns).where(_states.c.id.in_(chunk))))
     return found
 
 
 def _stamped(record: StateRecord, created_at: float, updated_at: float) -> StateRecord:
     return StateRecord(record.id, record.version, record.view, record.packet, created_at, updated_at)
-
-
-def _chunks(ids: Iterable[str]) -> Iterable[list[str]]:
-    every = list(ids)
-    return (every[start : start + _MANY] for start in range(0, len(every), _MANY))
 
 
 def shown(record: StateRecord) -> StateView:
