@@ -77,6 +77,21 @@ def test_faults_are_told(where: list[str]) -> None:
     assert told["error"]["code"] == "not_found"
 
 
+def test_every_command_brings_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = lines(call("keys", "create", "--role", "admin", "--data", str(tmp_path), "--json"))[0]
+    commands = ["sessions list", "recall nuts", "topology route nuts", "usage", "audit list", "keys list", "tenants"]
+    commands += ["state list", "operations list"]
+    with OpenAIServer() as model, served(model, tmp_path, "on") as url:
+        monkeypatch.setenv("QRAF_API_KEY", "")
+        for command in commands:
+            told = call(*command.split(), "--url", url, "--json")
+            assert (command, told.exit_code, "not_authenticated" in told.stdout) == (command, 1, True)
+        monkeypatch.setenv("QRAF_API_KEY", str(made["api_key"]))
+        for command in commands:
+            told = call(*command.split(), "--url", url, "--json")
+            assert (command, told.exit_code) == (command, 0), told.output
+
+
 # ------------------------------------------------------------------------------------------------------ serve
 async def test_the_key_of_this_machine_is_kept_and_made_anew_when_it_opens_nothing(tmp_path: Path) -> None:
     settings = make_settings(data=tmp_path)

@@ -129,37 +129,23 @@ def _asked(url: str, prompt: str, session: str | None, max_visits: int | None, e
     """The server's answer.
 
     Raises:
-        CannotConnect: nothing listens there.
+        CannotConnect: nothing listens there. TimedOut: no answer in time.
         ServerError: the server refused, with its own code and detail.
     """
-    import httpx
+    import asyncio
 
-    from qraf.client.urls import base_url, is_loopback
-    from qraf.errors import CannotConnect, ServerError
+    from qraf.client.rest import Rest
 
-    asked: dict[str, str] = {"prompt": prompt}
-    if session is not None:
-        asked["session"] = session
-    if max_visits is not None:
-        asked["max_visits"] = str(max_visits)
-    if explain:
-        asked["explain"] = "true"
-    base = base_url(url)
-    try:
-        with httpx.Client(timeout=30.0, trust_env=not is_loopback(base)) as client:
-            reply = client.get(f"{base}/v1/topology/route", params=asked)
-    except httpx.HTTPError as error:
-        raise CannotConnect(url, str(error)) from None
-    try:
-        body = reply.json()
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ServerError("internal", f"the server answered {reply.status_code} without a JSON object")
-    if reply.status_code != 200:
-        code, detail = str(body.get("code", "internal")), str(body.get("detail", reply.status_code))
-        raise ServerError(code, detail, can_retry=bool(body.get("retryable")))
-    return body
+    async def ask() -> dict[str, object]:
+        rest = Rest(url, timeout_s=30.0)
+        try:
+            return await rest.call(
+                "GET", "/v1/topology/route", prompt=prompt, session=session, max_visits=max_visits, explain=explain
+            )
+        finally:
+            await rest.close()
+
+    return asyncio.run(ask())
 
 
 def _write(text: str, out: Path | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ssl
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -49,6 +50,7 @@ class Rest:
             timeout=httpx.Timeout(timeout_s, connect=open_timeout_s),
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             trust_env=not is_loopback(self.url),
+            verify=ssl.create_default_context(),  # trusts whom the WebSocket trusts, `SSL_CERT_FILE` included
             follow_redirects=False,
         )
         self._timeout_s, self._reconnect = timeout_s, reconnect

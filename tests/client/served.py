@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from qraf.actors.runtime import LocalRuntime
 from qraf.gateway.server import Server
@@ -20,8 +21,10 @@ from tests.openai_server import OpenAIServer
 LAB = Path(__file__).parent.parent.parent / "topologies" / "lab.yaml"
 
 
-async def _serve(model: OpenAIServer, data: Path, ready: threading.Event, stop: asyncio.Event, urls: list[str]) -> None:
-    settings = Settings(topology=LAB, data=data, gateway=GatewaySettings(port=0), auth=AuthSettings(mode="off"))
+async def _serve(
+    model: OpenAIServer, data: Path, auth: AuthSettings, ready: threading.Event, stop: asyncio.Event, urls: list[str]
+) -> None:
+    settings = Settings(topology=LAB, data=data, gateway=GatewaySettings(port=0), auth=auth)
     topology = load(LAB)
     journal = Journal.open(settings.journal())
     runtime = LocalRuntime(
@@ -42,12 +45,13 @@ async def _serve(model: OpenAIServer, data: Path, ready: threading.Event, stop: 
 
 
 @contextlib.contextmanager
-def served(model: OpenAIServer, data: Path) -> Iterator[str]:
-    """Run the server for the block; yields its url."""
+def served(model: OpenAIServer, data: Path, mode: Literal["on", "off"] = "off") -> Iterator[str]:
+    """Run the server for the block, `on`: with authentication; yields its url."""
     loop = asyncio.new_event_loop()
     ready, stop = threading.Event(), asyncio.Event()
     urls: list[str] = []
-    thread = threading.Thread(target=lambda: loop.run_until_complete(_serve(model, data, ready, stop, urls)))
+    auth = AuthSettings(mode=mode)
+    thread = threading.Thread(target=lambda: loop.run_until_complete(_serve(model, data, auth, ready, stop, urls)))
     thread.start()
     try:
         ready.wait()

@@ -18,7 +18,7 @@ import msgspec
 from qraf.clock import Clock
 from qraf.errors import CredentialExpired, CredentialInvalid, InvalidRequest, StorageFailed
 from qraf.gateway.loopback import is_loopback
-from qraf.gateway.security.principal import ROLES, Principal, check_role, scopes_of
+from qraf.gateway.security.principal import ROLES, Principal, Role, check_role, scopes_of
 from qraf.settings import JwtSettings
 from qraf.tenants import check_tenant
 
@@ -31,6 +31,8 @@ _MAX_SET_BYTES = 1024 * 1024
 _FETCH_S = 5.0
 _AGAIN_S = 10.0  # a key that is not known makes us look again, but not more often than this
 _MIN_SECRET_BYTES = 32  # RFC 7518, section 3.2
+_MAX_SUBJECT = 256  # as wide as the journal's columns; cut shorter, two subjects could be one
+_LAST_S = 253_402_300_800 - 86_400  # what datetime can still say, with every leeway
 _OF_TYPE = {"RS256": ("RSA", None), "ES256": ("EC", "P-256")}
 
 
@@ -126,6 +128,8 @@ class Tokens:
             raise InvalidRequest("tokens are taken only for an `audience` and from an `issuer`", "/auth/jwt")
         if settings.jwks_url and settings.jwks_file:
             raise InvalidRequest("give `jwks_url` or `jwks_file`, not both", "/auth/jwt")
+        if settings.jwks_file and not settings.jwks_file.is_file():
+            raise InvalidRequest(f"there is no file '{settings.jwks_file}'", "/auth/jwt/jwks_file")
         if self._secret and len(self._secret) < _MIN_SECRET_BYTES:
             raise InvalidRequest(f"must have {_MIN_SECRET_BYTES} bytes at least", "/auth/jwt/secret")
 
@@ -191,15 +195,28 @@ class Tokens:
         except InvalidRequest:
             need = f"`{names[0]}` a tenant's name and `{names[1]}` one of {', '.join(ROLES)}"
             raise CredentialInvalid(f"the token's claims must say who it is for: {need}") from None
-        scope = claims.get("scope")
-        only = scope.split() if isinstance(scope, str) and scope.strip() else ()
+        subject, expires_at = f"sub:{claims['sub']}", claims["exp"]
+        if len(subject) > _MAX_SUBJECT or not subject.isprintable():
+            raise CredentialInvalid(f"`sub` may have {_MAX_SUBJECT - 4} printable characters")
+        if not 0 < expires_at < _LAST_S:
+            raise CredentialInvalid("`exp` must be a time before the year 10000")
         return Principal(
             tenant=tenant,
-            subject=f"sub:{claims['sub']}"[:256],
+            subject=subject,
             role=known,
-            scopes=scopes_of(known, only),
-            expires_at=float(claims["exp"]) + self._settings.leeway_s,
+            scopes=_narrowed(known, claims.get("scope")),
+            expires_at=float(expires_at) + self._settings.leeway_s,
         )
+
+
+def _narrowed(role: Role, scope: object) -> frozenset[str]:
+    """What a role may with this claim; one that is there never widens, and one that cannot be read lets nobody in."""
+    if scope is None:
+        return scopes_of(role)
+    only = scope.split() if isinstance(scope, str) else scope
+    if not isinstance(only, list) or not all(isinstance(one, str) for one in only):
+        raise CredentialInvalid("`scope` must be names with spaces between them, or a list of names")
+    return scopes_of(role) & frozenset(only)
 
 
 def _parsed(data: bytes) -> list[dict[str, Any]]:

@@ -54,6 +54,22 @@ async def test_a_scope_claim_narrows_the_role(place, signer) -> None:
         assert (await http.get("/v1/sessions")).status_code == 403
 
 
+async def test_a_scope_claim_never_widens_and_one_that_is_none_is_refused(place, signer) -> None:
+    for scope, left in ((["memory:read", "audit:read"], ["memory:read"]), ("", []), ([], []), ("audit:read", [])):
+        async with place.http(signer.token(scope=scope)) as http:
+            assert (await http.get("/v1/whoami")).json()["scopes"] == left, scope
+    for scope in (5, [5], {"memory:read": True}, False):
+        async with place.http(signer.token(scope=scope)) as http:
+            assert (await http.get("/v1/whoami")).status_code == 401, scope
+
+
+@pytest.mark.parametrize("claims", [{"exp": 1e300}, {"exp": 10**30}, {"sub": "a" * 253}, {"sub": "a\nb"}])
+async def test_a_claim_that_nothing_can_hold_is_refused_and_no_internal_error(place, signer, claims) -> None:
+    async with place.http(signer.token(**claims)) as http:
+        answer = await http.get("/v1/whoami")
+    assert (answer.status_code, answer.json()["code"]) == (401, "credential_invalid")
+
+
 async def test_a_key_comes_in_by_header_by_hello_and_as_a_ticket(place) -> None:
     async with wire(place, "acme client") as first:
         assert first.welcome["type"] == "welcome"
