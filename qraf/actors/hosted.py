@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from qraf.actors.advertised import Advertised
 from qraf.actors.batcher import Batcher
 from qraf.actors.messages import Absorb, HostReport, SnapshotStats
 from qraf.actors.replies import raised
@@ -33,7 +34,6 @@ from qraf.records import (
     NodeAnswer,
     NodeStats,
     Visit,
-    empty_advertisement,
 )
 from qraf.service_orders import ServiceAnswer, ServiceOrder
 from qraf.settings import EncoderSettings, Settings
@@ -56,10 +56,8 @@ class GenerateElsewhere:
 Key = tuple[str, str]  # node and memory
 
 _SMOOTHING = 0.2  # weight of the newest latency in the moving average
-_MAX_ADVERTISEMENTS = 8192
 _SLOWER = 4  # times as long as estimated may work take, on slow cores that it shares
 _MAX_REREAD = 65_536  # memories of which it is known that they have been read again; others are once more
-_POOL_GROWTH = 0.02  # the pooled state is made anew when this share of its items is new
 _ABSORB_S_PER_ITEM = 0.25  # a long write may take longer than any other call
 
 
@@ -109,10 +107,7 @@ class HostedRuntime:
         self._reports: dict[str, HostReport] = {}
         self._stale: dict[Key, int] = {}  # memories that may differ from the journal; the number counts the misses
         self._reread_done: OrderedDict[Key, None] | None = None  # those read since `_reread`; None: nothing is suspect
-        self._seen: dict[str, tuple[int, dict[str, int]]] = {}  # host -> epoch and revisions of the advertisements
-        self._ads: OrderedDict[Key, Advertisement] = OrderedDict()
-        self._withdrawn: list[Key] = []  # what the router is still to be told
-        self._pooled: tuple[bytes, int] | None = None
+        self._advertised = Advertised(topology.dim)
         self._calls: dict[str, int] = defaultdict(int)
         limits = settings.runtime
         batch = partial(Batcher, window_ms=window_ms, max_waiting=limits.max_waiting)
@@ -226,14 +221,14 @@ class HostedRuntime:
             receipt: ForgetReceipt = await self._ask(self._host_of(node), "forget", node, memory, list(seqs))
         except (QrafError, asyncio.CancelledError) as error:
             if isinstance(error, QrafError):
-                self._withdraw(node, memory)
+                self._advertised.withdraw(node, memory)
             self._missed(node, memory, error)
             raise
         return receipt
 
     async def drop(self, node: str, memory: str) -> None:
         """Let a memory go from its node."""
-        self._withdraw(node, memory)
+        self._advertised.withdraw(node, memory)
         await self._ask(self._host_of(node), "drop", node, memory)
 
     async def recode(self, node: str, memory: str, num_items: int) -> Figures:
@@ -254,45 +249,29 @@ class HostedRuntime:
 
     async def advertisements(self, everything: bool = False) -> list[Advertisement]:
         """What changed since the last call, or all that is known."""
-        changed: list[Advertisement] = []
+        told: list[Advertisement] = []
 
         async def pull(host: str, epoch: int) -> None:
-            known = self._seen.get(host)
-            since = known[1] if known and known[0] == epoch else {}
-            new, revisions = await self._ask(host, "advertisements", since)
-            self._seen[host] = epoch, revisions
-            changed.extend(new)
+            new, revisions = await self._ask(host, "advertisements", self._advertised.since(host, epoch))
+            self._advertised.heard(host, epoch, revisions)
+            told.extend(new)
 
         hosts = list(self._epochs.items())
         results = await asyncio.gather(*(pull(host, epoch) for host, epoch in hosts), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, QrafError):
                 raise result
-        withdrawn, self._withdrawn = self._withdrawn, []
-        told = {(ad.node, ad.memory) for ad in changed}
-        changed += [empty_advertisement(*key, self.topology.dim, -1) for key in withdrawn if key not in told]
-        for ad in changed:
-            before = self._ads.get((ad.node, ad.memory))
-            if before is not None and ad.items < before.items:
-                self._pooled = None  # it would still tell of what was forgotten
-            if ad.items <= 0:
-                self._ads.pop((ad.node, ad.memory), None)
-                continue
-            self._ads[ad.node, ad.memory] = ad
-            self._ads.move_to_end((ad.node, ad.memory))
-        while len(self._ads) > _MAX_ADVERTISEMENTS:
-            self._ads.popitem(last=False)
-        return list(self._ads.values()) if everything else changed
+        changed = self._advertised.take(told)
+        return self._advertised.every if everything else changed
 
     async def pooled_sketch(self) -> bytes | None:
         """The nodes' sketches merged; kept until two per cent of the advertised items are new, or one is forgotten.
 
         Empty: there is nothing in the nodes. None: no host answers.
         """
-        items = sum(ad.items for ad in self._ads.values())
-        if self._pooled is not None and abs(items - self._pooled[1]) <= _POOL_GROWTH * self._pooled[1]:
-            return self._pooled[0]
-        hosts = list(self._epochs)
+        if (kept := self._advertised.pooled()) is not None:
+            return kept
+        items, losses, hosts = self._advertised.items, self._advertised.losses, list(self._epochs)
         if not items:
             return b""
         if not hosts:
@@ -301,7 +280,7 @@ class HostedRuntime:
         parts = await asyncio.gather(*(self._ask(host, "sketches") for host in others), return_exceptions=True)
         sketches = [sketch for part in parts if not isinstance(part, BaseException) for sketch in part]
         pooled: bytes = await self._ask(first, "pool", sketches)
-        self._pooled = pooled, items
+        self._advertised.keep(pooled, items, losses)
         return pooled
 
     def _reread(self) -> None:
@@ -318,12 +297,6 @@ class HostedRuntime:
         """The node may not have heard of a write; its memory reads the journal at its next recall."""
         if _may_lack(error):
             self._stale[node, memory] = self._stale.get((node, memory), 0) + 1
-
-    def _withdraw(self, node: str, memory: str) -> None:
-        """Advertise this memory no more, until its node does so anew."""
-        if self._ads.pop((node, memory), None) is not None:
-            self._pooled = None
-            self._withdrawn.append((node, memory))
 
     async def stats(self) -> list[NodeStats]:
         """Counters of the memory nodes that answer."""
