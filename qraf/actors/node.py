@@ -201,6 +201,9 @@ class Node(Memories):
         try:
             made = snapshots.write(self.spec.name, memory, fit, through, parts, num_forgotten, until)
             is_done = made is not None
+            if not is_done:  # it may hold what nobody told it to forget
+                with held.lock:
+                    self._drop_forgotten(memory, held)
         except LimitExceeded as fault:
             _log.warning("no snapshot of memory '%s': %s", memory, fault)
         except (StorageFailed, NodeDown):

@@ -296,6 +296,17 @@ def test_a_snapshot_that_is_being_written_is_given_up_when_something_of_it_is_fo
     assert node.snapshot("s/ann")
 
 
+def test_a_memory_that_was_not_told_what_to_forget_learns_of_it_when_no_snapshot_can_be_made(place: Place) -> None:
+    node = place.node()
+    items = place.commit(20)
+    node.absorb("s/ann", items)
+    place.journal.tombstone("s/ann", [items[3].seq])
+    assert not node.snapshot("s/ann")
+    assert node.snapshot("s/ann")
+    assert node.figures("s/ann").items == 19
+    assert state(place.node()) == state(node)
+
+
 def test_what_was_only_counted_and_is_forgotten_before_the_file_is_begun_makes_none(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
