@@ -6,10 +6,11 @@ Every field can be set by an environment variable with the prefix `QRAF_`, neste
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = [
@@ -36,6 +37,22 @@ __all__ = [
 
 class _Slice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _rate(text: str) -> str:
+    if re.fullmatch(r"[1-9][0-9]{0,14}/(second|minute|hour|day)", text) is None:
+        raise ValueError("must be a rate: N/second, N/minute, N/hour or N/day")
+    return text
+
+
+def _origin(text: str) -> str:
+    if re.fullmatch(r"https?://[^/?#\s@]+", text) is None or text != text.lower():
+        raise ValueError("must be an origin as pages send it: `https://app.example`, in lower case, without a path")
+    return text
+
+
+Rate = Annotated[str, AfterValidator(_rate)]
+Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class LimitSettings(_Slice):
@@ -90,7 +107,7 @@ class GatewaySettings(_Slice):
     port: int = Field(8642, ge=0, le=65535, description="0: any free port")
     heartbeat_ms: int = Field(20_000, ge=1000)
     coalesce_ms: int = Field(15, ge=0, le=100)
-    origins: tuple[str, ...] = Field(
+    origins: tuple[Origin, ...] = Field(
         (), description="origins whose pages may use this server, as `https://app.example`"
     )
     tls_cert: Path | None = Field(None, description="certificate chain, PEM")
@@ -131,9 +148,6 @@ class AuthSettings(_Slice):
     ticket_s: float = Field(60.0, gt=0, description="how long a ticket for a socket is good")
 
 
-Rate = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,14}/(second|minute|hour|day)$", examples=["600/minute"])]
-
-
 class Allowance(_Slice):
     """How much one key, or all of a tenant's together, may do and hold. Days are those of UTC."""
 
@@ -159,15 +173,20 @@ class QuotaSettings(_Slice):
     storage_timeout_s: float = Field(0.25, gt=0, description="a Redis that takes longer counts as away")
     tenant: Allowance = Allowance()
     key: Allowance = Allowance()
-    roles: dict[str, dict[str, Any]] = {}
+    roles: dict[Literal["viewer", "client", "operator", "admin"], dict[str, Any]] = {}
     tenants: dict[str, dict[str, Any]] = {}
     keys: dict[str, dict[str, Any]] = {}
     warn_ratio: float = Field(0.2, ge=0, le=1, description="a socket is told when less of a rate than this is left")
 
     @model_validator(mode="after")
     def _is_known(self) -> QuotaSettings:
-        for changes in (*self.roles.values(), *self.tenants.values(), *self.keys.values()):
-            Allowance(**changes)
+        for kind in ("roles", "tenants", "keys"):
+            for name, changes in getattr(self, kind).items():
+                try:
+                    Allowance(**changes)
+                except ValidationError as error:
+                    faults = (f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors(include_input=False))
+                    raise ValueError(f"{kind}.{name}.{'; '.join(faults)}") from None
         return self
 
     def of_tenant(self, tenant: str) -> Allowance:
@@ -177,7 +196,8 @@ class QuotaSettings(_Slice):
     def of_key(self, tenant: str, key: str, role: str) -> Allowance:
         """What one key may, or the subject of a token."""
         own = self.keys.get(key) or self.keys.get(f"{tenant} {key}") or {}
-        return Allowance(**self.key.model_dump() | self.roles.get(role, {}) | own)
+        roles = {str(name): changes for name, changes in self.roles.items()}
+        return Allowance(**self.key.model_dump() | roles.get(role, {}) | own)
 
 
 class EncoderSettings(_Slice):

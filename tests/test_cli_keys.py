@@ -135,6 +135,8 @@ def test_nobody_serves_the_network_without_keys(tmp_path: Path) -> None:
         (["--host", "0.0.0.0", "--no-auth"], "without authentication"),
         (["--host", "0.0.0.0", "--no-auth", "--behind-proxy"], "without authentication"),
         (["--tls-cert", "x.pem"], "go together"),
+        (["--tls-cert", "x.pem", "--tls-key", "x.pem"], "there is no file 'x.pem'"),
+        (["--tls-cert", __file__, "--tls-key", __file__], "must be PEM files"),
     ],
 )
 def test_serve_refuses_before_anything_starts(tmp_path: Path, options: list[str], said: str) -> None:

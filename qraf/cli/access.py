@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,11 +41,13 @@ def check_listening(settings: Settings) -> None:
 
     Raises:
         NotAllowed: says what is missing.
-        InvalidRequest: half of a certificate.
+        InvalidRequest: half of a certificate, or one that cannot be used.
     """
     gateway = settings.gateway
     if (gateway.tls_cert is None) != (gateway.tls_key is None):
         raise InvalidRequest("--tls-cert and --tls-key go together")
+    if gateway.tls_cert is not None and gateway.tls_key is not None:
+        _check_certificate(gateway.tls_cert, gateway.tls_key)
     if is_local(settings):
         return
     what = f"listening on '{gateway.host}'"
@@ -54,6 +57,17 @@ def check_listening(settings: Settings) -> None:
         raise NotAllowed(
             what, "give it TLS (--tls-cert and --tls-key), or say that a proxy in front has it (--behind-proxy)"
         )
+
+
+def _check_certificate(cert: Path, key: Path) -> None:
+    for option, file in (("--tls-cert", cert), ("--tls-key", key)):
+        if not file.is_file():
+            raise InvalidRequest(f"{option}: there is no file '{file}'")
+    try:  # a key with a password would be asked for at the terminal, and a server has none
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=str)
+    except (OSError, ValueError) as error:
+        need = "PEM files of a certificate and its key, without a password"
+        raise InvalidRequest(f"--tls-cert '{cert}' and --tls-key '{key}' must be {need}: {error}") from None
 
 
 def check_somebody_can_enter(settings: Settings, journal: Journal, now: float) -> None:

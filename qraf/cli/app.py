@@ -53,7 +53,7 @@ DEFAULT_URL = "ws://127.0.0.1:8642"
 @app.command()
 def serve(
     topology: Annotated[Path | None, typer.Option(help="Topology file.", metavar="FILE")] = None,
-    host: Annotated[str | None, typer.Option(help="Loopback address to listen at.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; default: 127.0.0.1.", metavar="HOST")] = None,
     port: Annotated[int | None, typer.Option(help="0: any free port.", min=0, max=65535)] = None,
     data: Annotated[Path | None, typer.Option(help="Directory of the journal.", metavar="DIR")] = None,
     runtime: Annotated[str | None, typer.Option(help="ray or local.", metavar="KIND")] = None,

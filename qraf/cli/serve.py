@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from qraf.cli import wrong_settings
 from qraf.cli.access import LocalKey, check_listening, check_somebody_can_enter, local_key
 from qraf.cli.output import console, errors, guarded, print_json
 from qraf.client.credentials import announce, withdraw
@@ -63,6 +64,7 @@ def make_settings(
     """
     with installed():
         from pydantic import ValidationError
+        from pydantic_settings import SettingsError
 
         from qraf.settings import Settings
 
@@ -76,8 +78,9 @@ def make_settings(
     try:
         return Settings(**{key: value for key, value in chosen.items() if value})
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise InvalidRequest("; ".join(faults)) from None
+        raise InvalidRequest(wrong_settings.told(error, Settings)) from None
+    except SettingsError as error:
+        raise InvalidRequest(wrong_settings.unread(error)) from None
 
 
 def find_topology(path: Path) -> Path:
@@ -174,6 +177,8 @@ def serve_command(
             tls_key=tls_key,
             behind_proxy=behind_proxy,
         )
+        for line in wrong_settings.unknown(type(settings)):
+            errors.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
         check_listening(settings)
         _log_to(settings)
         run_loop(_serve(settings, as_json))
