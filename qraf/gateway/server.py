@@ -145,6 +145,11 @@ class _WebSocket(WebSocketsSansIOProtocol):
         await super().run_asgi()
         self._cut_later()
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True  # else uvicorn logs an error for every socket that is refused
+
     def data_received(self, data: bytes) -> None:
         try:
             self._held.add(len(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import pytest
@@ -48,11 +49,14 @@ async def test_a_page_of_this_machine_may(http) -> None:
     assert response.status_code == 201
 
 
-async def test_a_page_from_elsewhere_gets_no_socket(server) -> None:
+async def test_a_page_from_elsewhere_gets_no_socket_and_no_error_is_logged(server, caplog) -> None:
     url = server.url.replace("http", "ws") + "/v1/ws"
     with pytest.raises(InvalidStatus) as refused:
         await connect(url, subprotocols=["qraf.v1"], proxy=None, origin="https://evil.example")
     assert refused.value.response.status_code == 403
+    assert b"not_allowed" in refused.value.response.body
+    await asyncio.sleep(0.05)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
     async with Wire(server.url, origin="http://localhost") as wire:
         assert wire.welcome["type"] == "welcome"
 
