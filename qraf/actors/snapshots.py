@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
 _SWEEP_EVERY_S = 60.0
-_ABANDON_S = 10.0  # a place may hang; a piece is written in much less
+_ABANDON_S = 10.0  # a place may hang; a piece is written, and a file deleted, in much less
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 
 
@@ -52,6 +52,7 @@ class Snapshots:
         self._journal, self._fence, self._clock = journal, fence, clock
         self._store = SnapshotStore(settings.url)
         self._turn = threading.Lock()  # who writes a file
+        self._sweeping = threading.Lock()  # who deletes files
         self._watch = threading.Condition()  # guards the fields below
         self._writing, self._is_abandoned = "", False
         self._stats = SnapshotStats()
@@ -151,7 +152,10 @@ class Snapshots:
         self.sweep()
 
     def sweep(self) -> None:
-        """Delete the files of erased snapshots; what fails is told, and left for the next time."""
+        """Delete the files of erased snapshots; what fails, or hangs, is told, and left for the next time."""
+        if not self._sweeping.acquire(timeout=_ABANDON_S):
+            _log.warning("files of erased snapshots are still there: somebody else has been at it for %g s", _ABANDON_S)
+            return
         try:
             store = self._store.find()
             if not store or not self._journal.snapshots.num_erased(store):
@@ -162,6 +166,8 @@ class Snapshots:
             self._journal.snapshots.remove(erased)
         except QrafError as fault:
             _log.warning("files of erased snapshots are still there: %s", fault)
+        finally:
+            self._sweeping.release()
 
     # -------------------------------------------------------------------------------------------------------- reading
     def restore(self, memory: str, fit: str, make: Callable[[], Memory]) -> tuple[Memory, int] | None:

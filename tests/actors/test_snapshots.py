@@ -307,6 +307,35 @@ def test_a_memory_that_was_not_told_what_to_forget_learns_of_it_when_no_snapshot
     assert state(place.node()) == state(node)
 
 
+def test_a_place_that_hangs_holds_one_of_those_who_forget_and_no_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    snapshots = place.snapshots()
+    node = place.node(snapshots=snapshots)
+    items = place.commit(20)
+    node.absorb("s/ann", items)
+    assert node.snapshot("s/ann")
+    place.journal.tombstone("s/ann", [items[0].seq])
+    hangs, goes_on = threading.Event(), threading.Event()
+    delete = snapshots._store.delete
+
+    def slow(id: str) -> None:
+        hangs.set()
+        assert goes_on.wait(10)
+        delete(id)
+
+    monkeypatch.setattr(snapshots._store, "delete", slow)
+    monkeypatch.setattr("qraf.actors.snapshots._ABANDON_S", 0.05)
+    first = threading.Thread(target=lambda: snapshots.abandon("s/ann"))
+    first.start()
+    assert hangs.wait(10)
+    snapshots.abandon("s/ann")
+    assert "somebody else has been at it" in caplog.text
+    goes_on.set()
+    first.join(10)
+    assert place.files() == []
+
+
 def test_what_was_only_counted_and_is_forgotten_before_the_file_is_begun_makes_none(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
