@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from qraf.actors.advertised import Advertised
 from qraf.actors.batcher import Batcher
+from qraf.actors.health import NodeHealth, Process, view
 from qraf.actors.messages import Absorb, HostReport, SnapshotStats
 from qraf.actors.replies import raised
 from qraf.clock import Clock, SystemClock
 from qraf.errors import LimitExceeded, NodeDown, QrafError, StorageFailed
 from qraf.frames import NodeView
 from qraf.network.placement import state_host
-from qraf.network.topology import NodeSpec, Topology
+from qraf.network.topology import Topology
 from qraf.operations.parts import cost_s
 from qraf.records import (
     Advertisement,
@@ -40,7 +41,7 @@ from qraf.settings import EncoderSettings, Settings
 from qraf.state_orders import StateAnswer, StateCompare, StateExport, StateMeasure, StateOrder, StatePrepare, StateRead
 from qraf.text.generator import Endpoint, Lease
 
-__all__ = ["GenerateElsewhere", "HostedRuntime", "NodeHealth", "Process"]
+__all__ = ["GenerateElsewhere", "HostedRuntime"]
 
 EncodeElsewhere = Callable[..., Awaitable[NDArray[np.float32]]]
 
@@ -59,30 +60,6 @@ _SMOOTHING = 0.2  # weight of the newest latency in the moving average
 _SLOWER = 4  # times as long as estimated may work take, on slow cores that it shares
 _MAX_REREAD = 65_536  # memories of which it is known that they have been read again; others are once more
 _ABSORB_S_PER_ITEM = 0.25  # a long write may take longer than any other call
-
-
-@dataclass(frozen=True, slots=True)
-class NodeHealth:
-    """What is known of a node. `load`: calls under way or waiting at its host, as a share of one full batch.
-
-    `latency_ms` is a moving average, last touched at `measured_at` (monotonic seconds).
-    """
-
-    up: bool = False
-    epoch: int = 0
-    latency_ms: float = 0.0
-    load: float = 0.0
-    measured_at: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """A process of the network, for operators. `epoch` 0: it has none."""
-
-    what: str
-    pid: int
-    machine: str
-    epoch: int = 0
 
 
 class HostedRuntime:
@@ -286,7 +263,7 @@ class HostedRuntime:
     def _reread(self) -> None:
         """Let every memory read the journal once more, at its next recall.
 
-        Another gateway may have died between a commit and the absorb that belongs to it.
+        Another gateway may have died between a write to the journal and the call to the node that belongs to it.
         """
         self._reread_done = OrderedDict()
 
@@ -310,7 +287,7 @@ class HostedRuntime:
     def views(self) -> list[NodeView]:
         """Every node as last known."""
         known = {one.node: one for report in self._reports.values() for one in report.stats}
-        return [self._view(spec, known.get(spec.name)) for spec in self.topology.nodes.values()]
+        return [view(spec, self.health[spec.name], known.get(spec.name)) for spec in self.topology.nodes.values()]
 
     def snapshots(self) -> dict[str, tuple[int, SnapshotStats]]:
         """The epoch of each host, and what it has made of snapshots in it, as last known."""
@@ -457,24 +434,6 @@ class HostedRuntime:
             return [
                 NodeAnswer(visit.node, host, visit.memory, (), 0.0, 0, Figures(), 0.0, str(error)) for visit in visits
             ]
-
-    def _view(self, spec: NodeSpec, stats: NodeStats | None) -> NodeView:
-        health = self.health[spec.name]
-        return NodeView(
-            node=spec.name,
-            role=spec.role,
-            host=spec.host,
-            up=health.up,
-            epoch=health.epoch,
-            memories=stats.memories if stats else 0,
-            items=stats.items if stats else 0,
-            bytes=stats.bytes if stats else 0,
-            load=health.load,
-            latency_ms=health.latency_ms,
-            state=stats.figures if stats else Figures(),
-            corrected=stats.corrected if stats and stats.epoch == health.epoch else 0,
-            stopped=stats.stopped if stats else 0,
-        )
 
 
 def _first_state(order: StateOrder) -> str | None:

@@ -19,7 +19,8 @@ os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 import ray
 from ray.exceptions import ActorDiedError, RayError
 
-from qraf.actors.hosted import HostedRuntime, NodeHealth, Process
+from qraf.actors.health import NodeHealth, Process
+from qraf.actors.hosted import HostedRuntime
 from qraf.actors.messages import HostReport, Spell
 from qraf.actors.ray_actors import kill, named_actors
 from qraf.actors.ray_supervisor import HOLD_S, SupervisorActor

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qraf.actors.hosted import GenerateElsewhere, HostedRuntime, NodeHealth, Process
+from qraf.actors.health import NodeHealth, Process
+from qraf.actors.hosted import GenerateElsewhere, HostedRuntime
 from qraf.actors.messages import HostReport, SnapshotStats, Spell
 from qraf.clock import Clock
 from qraf.errors import NodeDown
