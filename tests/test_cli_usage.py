@@ -53,6 +53,9 @@ def test_the_audit_log_is_listed_and_verified(url: str) -> None:
     assert [(one["action"], one["target"]) for one in listed] == [("keys.create", made["key"])]
     found = lines(call("audit", "verify", "--url", url, "--json"))[0]
     assert (found["broken"], found["lines"]) == (None, 1)
+    told = call("audit", "list", "--url", url).stdout
+    assert str(listed[0]["at"])[:10] in told  # whole in a terminal of 80, as is what was done
+    assert "keys.create" in told
     assert "1 lines, all as they were written" in call("audit", "verify", "--url", url).stdout
 
 

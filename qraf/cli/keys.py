@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,8 @@ Data = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, or JSON lines, for machines.")]
 _URL = "ws://127.0.0.1:8642"
 _Json = dict[str, Any]
+_Columns = Mapping[str, tuple[str, ...]]
+_WIDTHS = {"at": 10, "created": 10, "expires": 10, "what": 18}  # a day, its time below; the longest code
 
 
 @keys_app.command("create")
@@ -51,9 +53,9 @@ def create(
 @keys_app.command("list")
 def list_(data: Data = None, url: Url = _URL, as_json: Json = False) -> None:
     """The keys, without their secrets; with --json a line for each."""
-    show_list(
-        "/v1/keys", ("key", "tenant", "role", "name", "status", "created_at", "expires_at"), "keys", url, data, as_json
-    )
+    columns = {name: (name,) for name in ("key", "tenant", "role", "name", "status")}
+    columns |= {"created": ("created_at",), "expires": ("expires_at",)}
+    show_list("/v1/keys", columns, "keys", url, data, as_json)
 
 
 @keys_app.command("revoke")
@@ -81,7 +83,8 @@ def revoke(
 
 def tenants(data: Data = None, url: Url = _URL, as_json: Json = False) -> None:
     """Every tenant that has keys; with --json a line for each."""
-    show_list("/v1/tenants", ("tenant", "active_keys", "keys"), "tenants", url, data, as_json)
+    columns = {"tenant": ("tenant",), "active keys": ("active_keys",), "keys": ("keys",)}
+    show_list("/v1/tenants", columns, "tenants", url, data, as_json)
 
 
 Call = Callable[[str, str, _Json | None], Awaitable[_Json]]
@@ -98,20 +101,23 @@ def run_calls(work: Callable[[Call], Awaitable[None]], url: str, data: Path | No
     run(whole(), as_json)
 
 
-def show_list(path: str, fields: tuple[str, ...], what: str, url: str, data: Path | None, as_json: bool) -> None:
-    """Print every page of a list, as a table or as JSON lines."""
+def show_list(path: str, columns: _Columns, what: str, url: str, data: Path | None, as_json: bool) -> None:
+    """Print every page of a list, as a table with the named fields in each column, or as JSON lines."""
 
     async def work(call: Call) -> None:
         from urllib.parse import quote
 
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
+        from rich.text import Text
 
-        from qraf.cli.output import console, print_json
+        from qraf.cli.output import console, print_json, shown
 
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for name in fields:
-            table.add_column(name, no_wrap=name == "key", overflow="fold")  # `revoke` needs all of it
+        for name in columns:
+            # `revoke` needs all of a key
+            width = _WIDTHS.get(name)
+            table.add_column(name, no_wrap=name == "key", overflow="fold", min_width=width, max_width=width)
         cursor: str | None = None
         while True:
             page = await call("GET", path if cursor is None else f"{path}?cursor={quote(cursor)}", None)
@@ -119,7 +125,8 @@ def show_list(path: str, fields: tuple[str, ...], what: str, url: str, data: Pat
                 if as_json:
                     print_json(one)
                 else:
-                    table.add_row(*("" if one[name] is None else str(one[name]) for name in fields))
+                    cells = (" ".join(filter(None, map(shown, map(one.get, names)))) for names in columns.values())
+                    table.add_row(*map(Text, cells))
             cursor = page.get("next_cursor")
             if not cursor:
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import Coroutine, Iterator
 from typing import Any, TextIO, TypeVar
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from qraf.errors import CannotConnect, ConnectionLost, QrafError, ServerError
 
-__all__ = ["FAILED", "NO_SERVER", "console", "errors", "guarded", "print_json", "run"]
+__all__ = ["FAILED", "NO_SERVER", "console", "errors", "guarded", "print_json", "run", "shown"]
 
 T = TypeVar("T")
 
@@ -30,6 +31,16 @@ def print_json(value: Any, file: TextIO | None = None) -> None:
     file = file or sys.stdout
     file.write(msgspec.json.encode(value).decode() + "\n")
     file.flush()
+
+
+def shown(value: object) -> str:
+    """A value for a table; a time in UTC without its fraction, so that it breaks at its space where room is short.
+
+    >>> shown("2026-11-23T06:51:20.034823Z"), shown(None)
+    ('2026-11-23 06:51:20', '')
+    """
+    text = "" if value is None else str(value)
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?Z$", r"\1 \2", text)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from qraf.cli.output import console, print_json
+    from qraf.cli.output import console, print_json, shown
 
     if as_json:
         for row in rows:
@@ -97,7 +97,8 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, overflow="fold")
+        is_time = name == "made_at"
+        table.add_column("made" if is_time else name, overflow="fold", min_width=10 if is_time else None)
     for row in rows:
-        table.add_row(*("whole" if name == "fault" and not value else str(value) for name, value in row.items()))
+        table.add_row(*("whole" if name == "fault" and not value else shown(value) for name, value in row.items()))
     console.print(table)

@@ -34,12 +34,15 @@ def usage(
 
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
+        from rich.text import Text
 
         from qraf.cli.output import console, print_json
 
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for name in ("day", "tenant", "key", *_COUNTS):
-            table.add_column(name.replace("_", " "), overflow="fold", justify="right" if name in _COUNTS else "left")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
+        table.add_column("day", min_width=10)
+        table.add_column("key", overflow="fold")
+        for name in _COUNTS:
+            table.add_column(name.replace("_", "\n"), overflow="fold", justify="right")
         cursor: str | None = None
         while True:
             fields = {name: value for name, value in (asked | {"cursor": cursor}).items() if value is not None}
@@ -48,7 +51,8 @@ def usage(
                 if as_json:
                     print_json(one)
                 else:
-                    table.add_row(one["day"], one["tenant"], one["key"], *(f"{one[name]:,}" for name in _COUNTS))
+                    whose = Text(f"{one['tenant']} {one['key']}")
+                    table.add_row(one["day"], whose, *(f"{one[name]:,}" for name in _COUNTS))
             cursor = page["next_cursor"]
             if not cursor:
                 break
@@ -57,7 +61,7 @@ def usage(
             return
         if table.row_count:
             table.add_section()
-            table.add_row("all", "", "", *(f"{page['total'][name]:,}" for name in _COUNTS))
+            table.add_row("all", "", *(f"{page['total'][name]:,}" for name in _COUNTS))
         console.print(table if table.row_count else "nothing was used")
         for one in page["quotas"]:
             console.print(f"{one['policy']}: {one['used']:,} of {one['allowed']:,}", style="dim", markup=False)
@@ -68,8 +72,9 @@ def usage(
 @audit_app.command("list")
 def list_(url: Url = _URL, as_json: Json = False) -> None:
     """Who was refused what, and every change of a key, newest first; with --json a line for each."""
-    fields = ("at", "tenant", "subject", "action", "target", "outcome", "detail", "address", "times")
-    show_list("/v1/audit", fields, "lines", url, None, as_json)
+    columns = {"at": ("at",), "who": ("tenant", "subject", "address"), "what": ("action", "target", "outcome")}
+    columns |= {"times": ("times",), "detail": ("detail",)}
+    show_list("/v1/audit", columns, "lines", url, None, as_json)
 
 
 @audit_app.command("verify")

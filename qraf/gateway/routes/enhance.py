@@ -218,7 +218,7 @@ def _last_event_id(request: Request) -> int | None:
     if not told:
         return None
     if not (told.isascii() and told.isdigit() and int(told) <= _MOST):
-        raise InvalidRequest("`Last-Event-ID` must be the `id` of an event", "/header/last-event-id")
+        raise InvalidRequest("`Last-Event-ID` must be the `id` of an event", "/headers/last-event-id")
     return int(told)
 
 
