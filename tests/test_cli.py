@@ -214,3 +214,18 @@ def test_serve_answers_until_it_is_told_to_stop(tmp_path: Path) -> None:
         finally:
             process.kill()
             process.communicate()
+
+
+def test_no_text_commands_the_terminal() -> None:
+    from rich.table import Table
+
+    from qraf.cli.output import console
+
+    words = "GET /\x1b[31mred\x1b]0;title\x07\x9b2J\u202ehtap"
+    table = Table("what")
+    table.add_row(words)
+    with console.capture() as told:
+        console.print(words, markup=False)
+        console.print(table)
+    assert "[31mred" in told.get()
+    assert not set("\x1b\x07\x9b\u202e") & set(told.get())

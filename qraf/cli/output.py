@@ -11,7 +11,8 @@ from typing import Any, TextIO, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 
 from qraf.errors import CannotConnect, ConnectionLost, QrafError, ServerError
 
@@ -22,8 +23,20 @@ T = TypeVar("T")
 FAILED = 1
 NO_SERVER = 3
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# C0 without tab and newline, DEL, C1, and what turns the direction of text
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class _Console(Console):
+    """Lets no text command the terminal: paths in the audit log are strangers' words, and so are items and answers."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=_CONTROLS.sub("", segment.text))
+
+
+console = _Console(highlight=False)
+errors = _Console(stderr=True, highlight=False)
 
 
 def print_json(value: Any, file: TextIO | None = None) -> None:
