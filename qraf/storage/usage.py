@@ -19,6 +19,7 @@ from qraf.clock import Clock
 from qraf.errors import QuotaExceeded
 from qraf.settings import QuotaSettings
 from qraf.storage import tables
+from qraf.storage.chunks import chunks
 from qraf.storage.line import Line, retried
 from qraf.storage.pages import check_limit, decode_cursor, encode_cursor
 from qraf.tenants import tenant_of
@@ -41,6 +42,7 @@ DAY_S = 86_400
 _FIRST = date(1970, 1, 1).toordinal()
 _KEPT_S = 7 * DAY_S  # a ledger that has not written for so long is no more
 _usage, _held, _items, _ledgers = tables.usage, tables.held, tables.items, tables.ledgers
+_HELD = [func.coalesce(func.sum(_held.c[name]), 0) for name in ("items", "bytes")]
 _NAMES = ("requests", "frames", "items", "bytes", "responses", "prompt_tokens", "generated_tokens")
 
 Write = Callable[..., AbstractContextManager[Connection]]
@@ -136,15 +138,16 @@ class UsageTable:
     def charge(self, connection: Connection, wanted: Sequence[tuple[Payer, int, int]]) -> list[QuotaExceeded | None]:
         """Take room for new items (how many, how many bytes), each in turn: what refuses it, or None."""
         now: dict[tuple[str, str], list[int]] = {}
-        for tenant in {payer.tenant for payer, _, _ in wanted}:
-            now[tenant, ""] = [0, 0]
-            for row in connection.execute(select(_held).where(_held.c.tenant == tenant)):
-                now[tenant, row.owner] = [row.items, row.bytes] if row.owner else [0, 0]
-                _grow(now[tenant, ""], row.items, row.bytes)
+        for tenant, keys in _keys_of(payer for payer, _, _ in wanted).items():
+            mine = _held.c.tenant == tenant
+            now[tenant, ""] = [int(one) for one in connection.execute(select(*_HELD).where(mine)).one()]
+            for chunk in chunks(keys):  # there may be many more
+                for row in connection.execute(select(_held).where(mine, _held.c.owner.in_(chunk))):
+                    now[tenant, row.owner] = [row.items, row.bytes]
         answers: list[QuotaExceeded | None] = []
         taken: dict[tuple[str, str], list[int]] = {}
         for payer, items, size in wanted:
-            own = now.setdefault((payer.tenant, payer.key), [0, 0])
+            own = now.setdefault((payer.tenant, payer.key), [0, 0]) if payer.key else [0, 0]
             refusal = _refusal("key", own, items, size, payer.of_key) or _refusal(
                 "tenant", now[payer.tenant, ""], items, size, payer.of_tenant
             )
@@ -206,7 +209,7 @@ class UsageTable:
                 return [None] * len(spends)
             for (tenant, key, on), one in counts.items():
                 _bump(connection, _usage, {"tenant": tenant, "day": on, "key": key}, msgspec.structs.asdict(one))
-            used = self._used_by(connection, {spend.payer.tenant for spend in spends}, day)
+            used = self._used_by(connection, [spend.payer for spend in spends], day)
             taken: dict[tuple[str, str], list[int]] = {}
             for spend in spends:
                 payer, tokens = spend.payer, spend.generated
@@ -231,7 +234,7 @@ class UsageTable:
         """Refuse one whose tokens of the day are used up; raises QuotaExceeded."""
         day = day_of(self._clock.now())
         with self._read("read usage") as connection:
-            used = self._used_by(connection, {payer.tenant}, day)
+            used = self._used_by(connection, [payer], day)
         bounds = (("key", (payer.tenant, payer.key), payer.of_key), ("tenant", (payer.tenant, ""), payer.of_tenant))
         for scope, mine, bound in bounds:
             if used.get(mine, 0) >= bound[2]:
@@ -271,8 +274,7 @@ class UsageTable:
     @retried
     def held(self, tenant: str, key: str | None = None) -> Held:
         """What a tenant holds, or what one of its keys does."""
-        query = select(func.coalesce(func.sum(_held.c["items"]), 0), func.coalesce(func.sum(_held.c["bytes"]), 0))
-        query = query.where(_held.c.tenant == tenant)
+        query = select(*_HELD).where(_held.c.tenant == tenant)
         if key is not None:
             query = query.where(_held.c.owner == key)
         with self._read("read usage") as connection:
@@ -293,14 +295,16 @@ class UsageTable:
         connection.execute(insert(_ledgers).values(id=ledger, batch=batch, at=now))
         return True
 
-    def _used_by(self, connection: Connection, tenants: Iterable[str], day: int) -> dict[tuple[str, str], int]:
+    def _used_by(self, connection: Connection, payers: Iterable[Payer], day: int) -> dict[tuple[str, str], int]:
         """Generated tokens of a day, by tenant and key; under key "" those of the whole tenant."""
         used: dict[tuple[str, str], int] = {}
-        for tenant in tenants:
-            query = select(_usage.c.key, _usage.c.generated_tokens)
-            for key, tokens in connection.execute(query.where(_usage.c.tenant == tenant, _usage.c.day == day)):
-                used[tenant, key] = tokens
-                used[tenant, ""] = used.get((tenant, ""), 0) + tokens
+        for tenant, keys in _keys_of(payers).items():
+            mine, tokens = and_(_usage.c.tenant == tenant, _usage.c.day == day), _usage.c.generated_tokens
+            total = connection.execute(select(func.coalesce(func.sum(tokens), 0)).where(mine)).scalar_one()
+            used[tenant, ""] = int(total)
+            for chunk in chunks(keys):
+                for key, spent in connection.execute(select(_usage.c.key, tokens).where(mine, _usage.c.key.in_(chunk))):
+                    used[tenant, key] = spent
         return used
 
     def _until_midnight_ms(self) -> int:
@@ -315,6 +319,14 @@ def _which(tenant: str | None, key: str | None, days: tuple[int, int]) -> Column
     if key is not None:
         chosen.append(_usage.c.key == key)
     return and_(*chosen)
+
+
+def _keys_of(payers: Iterable[Payer]) -> dict[str, set[str]]:
+    """The keys of each tenant; whoever has none counts for the tenant alone."""
+    keys: dict[str, set[str]] = {}
+    for payer in payers:
+        keys.setdefault(payer.tenant, set()).update([payer.key] if payer.key else [])
+    return keys
 
 
 def _grow(one: list[int], first: int, second: int) -> None:

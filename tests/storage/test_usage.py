@@ -78,6 +78,15 @@ def test_a_write_that_does_not_fit_is_refused_whole_and_the_others_are_written(j
     assert journal.usage.held("acme").items == 3
 
 
+def test_what_the_server_writes_counts_once_for_the_tenant_and_other_keys_count_too(journal):
+    four = payer(of_tenant=(4, 10**12, 0))
+    journal.commit("s/acme/z", drafts("z"), payer(key="k2"))
+    groups = [("s/acme/x", drafts("a")), ("s/acme/y", drafts("b", "c")), ("s/acme/y", drafts("d"))]
+    answers = journal.commit_many(groups, (), [None, four, four])
+    assert [isinstance(one, QuotaExceeded) for one in answers] == [False, False, True]
+    assert journal.usage.held("acme").items == 4
+
+
 def test_of_two_gateways_writes_that_fit_alone_only_one_is_written(any_url):
     """Eight writers over two journals; there is room for five."""
     journals = [Journal.open(any_url), Journal.open(any_url)]
