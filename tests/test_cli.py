@@ -186,6 +186,14 @@ def test_serve_refuses_what_it_cannot_be(tmp_path: Path, option: str, value: str
     assert said in json.loads(result.stdout.splitlines()[-1])["error"]["detail"]
 
 
+def test_serve_refuses_a_data_directory_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command in (["serve"], ["keys", "create"]):
+        result = call(*command, "--data", str(tmp_path / "file"), "--json")
+        assert result.exit_code == 1, result.output
+        assert "data directory" in json.loads(result.stdout.splitlines()[-1])["error"]["detail"]
+
+
 @pytest.mark.model
 def test_serve_answers_until_it_is_told_to_stop(tmp_path: Path) -> None:
     with OpenAIServer(Script(words=("It", " is", " Pixel", "."), num_tokens=4)) as model:

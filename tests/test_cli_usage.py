@@ -59,6 +59,13 @@ def test_the_audit_log_is_listed_and_verified(url: str) -> None:
     assert "1 lines, all as they were written" in call("audit", "verify", "--url", url).stdout
 
 
+def test_where_there_is_no_journal_nothing_is_verified_or_made(tmp_path: Path) -> None:
+    for command in (("audit", "verify"), ("keys", "list"), ("keys", "revoke", "x"), ("tenants",)):
+        told = call(*command, "--data", str(tmp_path / "typo"))
+        assert (told.exit_code, "no journal in" in told.stderr) == (1, True), command
+    assert not (tmp_path / "typo").exists()
+
+
 def test_a_line_that_was_changed_in_the_file_is_named(tmp_path: Path) -> None:
     journal = Journal.open(f"sqlite:///{tmp_path / 'journal.db'}")
     line = AuditRecord(at=1.0, tenant="acme", subject="key:a", action="keys.create", target="b", outcome="done")

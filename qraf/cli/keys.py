@@ -47,7 +47,7 @@ def create(
         made = await call("POST", "/v1/keys", {key: value for key, value in body.items() if value is not None})
         _print_new(made, as_json)
 
-    run_calls(work, url, data, as_json)
+    run_calls(work, url, data, as_json, makes=True)
 
 
 @keys_app.command("list")
@@ -90,12 +90,14 @@ def tenants(data: Data = None, url: Url = _URL, as_json: Json = False) -> None:
 Call = Callable[[str, str, _Json | None], Awaitable[_Json]]
 
 
-def run_calls(work: Callable[[Call], Awaitable[None]], url: str, data: Path | None, as_json: bool) -> None:
-    """Run what makes REST calls: by a server, or on the journal of a data directory."""
+def run_calls(
+    work: Callable[[Call], Awaitable[None]], url: str, data: Path | None, as_json: bool, makes: bool = False
+) -> None:
+    """Run what makes REST calls: by a server, or on the journal of a data directory, which `makes` it if need be."""
     from qraf.cli.output import run
 
     async def whole() -> None:
-        async with _server(url) if data is None else _journal(data) as call:
+        async with _server(url) if data is None else _journal(data, makes) as call:
             await work(call)
 
     run(whole(), as_json)
@@ -175,14 +177,14 @@ async def _server(url: str) -> AsyncIterator[Call]:
 
 
 @contextlib.asynccontextmanager
-async def _journal(data: Path) -> AsyncIterator[Call]:
+async def _journal(data: Path, makes: bool) -> AsyncIterator[Call]:
     """The same calls on the journal itself: for the first key of a server that nobody can enter yet."""
     import asyncio
 
     from qraf.cli.offline import KeyDesk
     from qraf.cli.serve import make_settings
 
-    desk = await asyncio.to_thread(KeyDesk, make_settings(data=data))
+    desk = await asyncio.to_thread(KeyDesk, make_settings(data=data), makes)
     try:
         yield desk.call
     finally:

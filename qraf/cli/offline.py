@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
+from qraf.cli.serve import make_data
 from qraf.clock import SystemClock
 from qraf.errors import NotFound
 from qraf.gateway.security.audit import Audit
@@ -26,11 +27,19 @@ _ME = msgspec.structs.replace(LOCAL, subject=_BY)
 
 
 class KeyDesk:
-    """Whoever can write the journal's files can do this; that is the whole of its authority. Blocks while it opens."""
+    """Whoever can write the journal's files can do this; that is the whole of its authority.
 
-    def __init__(self, settings: Settings) -> None:
-        if not settings.journal_url and not settings.data.is_dir():
-            settings.data.mkdir(parents=True, mode=0o700)
+    Blocks while it opens. A journal that is not there is made only where that `makes` sense: for a first key.
+
+    Raises:
+        NotFound: there is no journal. InvalidRequest: the data directory cannot be made.
+    """
+
+    def __init__(self, settings: Settings, makes: bool) -> None:
+        if not settings.journal_url and not (settings.data / "journal.db").is_file():
+            if not makes:
+                raise NotFound("journal in", str(settings.data))
+            make_data(settings)
         self._journal = Journal.open(settings.journal())
         self._keys = Keys(self._journal.keys, SystemClock())
         self._audit = Audit(self._journal.keys, SystemClock())

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from qraf.sessions.service import Service
     from qraf.settings import Settings
 
-__all__ = ["Running", "find_topology", "installed", "make_settings", "running", "serve_command", "stoppable"]
+__all__ = [
+    "Running",
+    "find_topology",
+    "installed",
+    "make_data",
+    "make_settings",
+    "running",
+    "serve_command",
+    "stoppable",
+]
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +92,20 @@ def make_settings(
         raise InvalidRequest(wrong_settings.unread(error)) from None
 
 
+def make_data(settings: Settings) -> None:
+    """Make the data directory for its owner alone, where it is missing.
+
+    Raises:
+        InvalidRequest: that cannot be, or nothing can be written there.
+    """
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InvalidRequest(f"the data directory '{settings.data}' cannot be made: {error.strerror}") from None
+    if not os.access(settings.data, os.W_OK | os.X_OK):
+        raise InvalidRequest(f"the data directory '{settings.data}' cannot be written to")
+
+
 def find_topology(path: Path) -> Path:
     """The file itself, or the one of that name that came with this program.
 
@@ -110,7 +133,7 @@ async def running(settings: Settings, on_phase: Callable[[str], None]) -> AsyncI
     on_phase("reading the topology")
     topology = load(find_topology(settings.topology))
     on_phase("opening the journal")
-    settings.data.mkdir(parents=True, exist_ok=True)
+    make_data(settings)
     async with contextlib.AsyncExitStack() as stack:
         journal = await asyncio.to_thread(_open_journal, journals, settings, on_phase)
         stack.callback(journal.close)
@@ -177,10 +200,10 @@ def serve_command(
             tls_key=tls_key,
             behind_proxy=behind_proxy,
         )
-        for line in wrong_settings.unknown(type(settings)):
-            errors.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
         check_listening(settings)
         _log_to(settings)
+        for line in wrong_settings.unknown(type(settings)):
+            log.warning("%s", line)
         run_loop(_serve(settings, as_json))
 
 
@@ -222,6 +245,8 @@ async def _serve(settings: Settings, as_json: bool) -> None:
         seconds = time.monotonic() - begun
         if output is not None:
             print_json({"phase": phase, "seconds": round(seconds, 3)}, output)
+        elif settings.log.format == "json":
+            log.info("%s", phase)
         else:
             errors.print(f"{seconds:6.1f} s  {phase}", style="dim", markup=False)
 
@@ -289,7 +314,7 @@ def _shown(url: str) -> str:
 
 
 async def _follow(runtime: Any, services: Any, on_phase: Callable[[str], None]) -> None:
-    last = ""
+    last = "new"  # nothing has begun: nothing to tell
     while True:
         phase = getattr(services, "phase", "ready") if runtime.phase == "ready" else runtime.phase
         if phase != last:
