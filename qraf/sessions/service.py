@@ -541,10 +541,15 @@ class Service:
         return len(seqs), await self._forget(memory, seqs)
 
     async def _forget(self, memory: str, seqs: Sequence[int]) -> list[ForgetReceipt]:
-        # the journal first: whatever dies after this, a rebuilt memory does not know the items any more
-        await asyncio.to_thread(self.journal.tombstone, memory, seqs)
         name = memory[2:]
         nodes = (session_node(self.topology, name),) if memory.startswith("s/") else self.topology.holders(name)
+        for (
+            node
+        ) in nodes:  # a memory that nobody has asked since the start is opened while it has the items: for `before`
+            with contextlib.suppress(QrafError):
+                await self.runtime.figures(node, memory)
+        # the journal first: whatever dies after this, a rebuilt memory does not know the items any more
+        await asyncio.to_thread(self.journal.tombstone, memory, seqs)
         receipts = []
         for node in nodes:  # each forgets what it has of them
             try:

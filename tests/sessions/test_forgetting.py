@@ -69,6 +69,16 @@ async def by_filter(service: Service, dry_run: bool = False):
 
 
 @pytest.mark.parametrize("how", [by_item, by_filter])
+async def test_the_receipt_of_a_memory_that_was_not_open_says_what_it_held(service: Service, how) -> None:
+    await filled(service)
+    await write_away(service)
+    held = (await service.figures("ana")).items
+    await service.runtime.drop(*MEMORY)  # as after a restart
+    receipt = await how(service)
+    assert (receipt.forgotten, receipt.before.items, receipt.after.items) == (1, held, held - 1)
+
+
+@pytest.mark.parametrize("how", [by_item, by_filter])
 async def test_what_is_forgotten_is_not_advertised(service: Service, how) -> None:
     await filled(service)
     without = await advertised(service)
