@@ -109,7 +109,7 @@ async def enter(request: Request) -> None:
     who = None
     try:
         try:
-            who = await gateway.authority.of_header(request.headers.get("authorization"))
+            who = await gateway.authority.of_headers(request.headers.getlist("authorization"))
         except QrafError:
             if ROUTES[method, path] != PUBLIC:
                 raise

@@ -127,8 +127,8 @@ class Sockets:
         if not self._authority.is_on:
             return LOCAL
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if b"authorization" in headers:
-            return await self._authority.of_header(headers[b"authorization"])
+        if given := [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]:
+            return await self._authority.of_headers(given)
         ticket = offered_ticket(list(scope.get("subprotocols", ())))
         if ticket is None:
             return None

@@ -122,7 +122,7 @@ def _postgres(url: URL) -> Engine:
     except ImportError as fault:
         raise StorageFailed("open journal", f"{name} needs psycopg, which does not load: {fault}") from None
     if name not in postgres.DRIVERS:
-        raise NotAvailable(f"a journal on {name}; there are sqlite:/// and postgresql://")
+        raise NotAvailable(f"a journal on {name} (there are sqlite:/// and postgresql://)")
     return postgres.make_engine(url)
 
 

@@ -143,7 +143,7 @@ class SnapshotStore:
 
             self._fs, root = url_to_fs(url)
         except (ImportError, ValueError) as fault:
-            raise NotAvailable(f"snapshots at {url.partition(':')[0]}: {fault}") from None
+            raise NotAvailable(f"snapshots at {url.partition(':')[0]} ({fault})") from None
         self._root = str(root).rstrip("/")
         self._is_local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
         self._id = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from qraf.clock import Clock
 from qraf.errors import CredentialExpired, CredentialInvalid, NotAllowed, NotAuthenticated
@@ -45,23 +45,25 @@ class Authority:
         """Write the audit lines that wait."""
         await self.audit.close()
 
-    async def of_header(self, header: str | None) -> Principal:
-        """Whose a request with this `Authorization` is.
+    async def of_headers(self, headers: Sequence[str]) -> Principal:
+        """Whose a request with these `Authorization` headers is: with one at most, or a proxy might mean the other.
 
         Raises:
             NotAuthenticated: nobody's, or what is wrong with it. StorageFailed: it cannot be checked now.
         """
         if not self.is_on:
             return LOCAL
-        if header is None:
+        if not headers:
             raise NotAuthenticated()
-        scheme, _, credential = header.partition(" ")
+        if len(headers) > 1:
+            raise CredentialInvalid("`Authorization` must be there once")
+        scheme, _, credential = headers[0].partition(" ")
         if scheme.lower() != "bearer" or not credential.strip():
             raise CredentialInvalid("`Authorization` must be `Bearer` and an API key or a token")
         return await self.of_credential(credential.strip())
 
     async def of_credential(self, credential: str) -> Principal:
-        """Whose an API key or a token is; raises as `of_header`."""
+        """Whose an API key or a token is; raises as `of_headers`."""
         if not self.is_on:
             return LOCAL
         if len(credential) > _MAX_CREDENTIAL or not credential.isascii():

@@ -197,6 +197,15 @@ async def test_another_scheme_is_refused(place) -> None:
     assert (response.status_code, response.json()["code"]) == (401, "credential_invalid")
 
 
+async def test_two_credentials_are_refused(place) -> None:
+    both = [("authorization", place.bearer(who)["authorization"]) for who in ("acme viewer", "brook admin")]
+    async with place.http() as http:
+        response = await http.get("/v1/whoami", headers=both)
+    assert (response.status_code, response.json()["code"]) == (401, "credential_invalid")
+    async with Wire(place.url, additional_headers=both, hello=False) as wire:
+        assert await refused(wire) == ("credential_invalid", 4401)
+
+
 async def test_a_ticket_is_good_once_for_its_origin_and_not_for_long(place, models, tmp_path, signer) -> None:
     async with place.http("acme viewer") as http:
 
