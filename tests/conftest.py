@@ -27,6 +27,10 @@ import httpx._transports.default as transports  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from tests.ray_fixture import ray_cluster  # noqa: E402
+
+__all__ = ["ray_cluster"]  # in one place: imported in two, it would be two, and Ray starts once in a process
+
 # a machine under load is slow, not wrong; CI tries the same examples every time, everybody else new ones
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

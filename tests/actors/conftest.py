@@ -8,9 +8,6 @@ import pytest
 from qraf.actors.encoding import EncodeQueue
 from qraf.storage.journal import Journal
 from tests.actors import samples
-from tests.ray_fixture import ray_cluster
-
-__all__ = ["ray_cluster"]
 
 
 @pytest.fixture

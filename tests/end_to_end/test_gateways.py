@@ -18,9 +18,6 @@ import qraf
 from qraf.errors import ServerError
 from tests.end_to_end.serving import TOPOLOGY, Served, served
 from tests.openai_server import OpenAIServer
-from tests.ray_fixture import ray_cluster
-
-__all__ = ["ray_cluster"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 

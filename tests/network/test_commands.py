@@ -129,7 +129,7 @@ def test_route_passes_the_servers_error_on(server: _Server):
     assert "no_route" in done.stderr
     assert "nodes down: a" in done.stderr
     server.body = b"<html>"
-    assert "without a JSON object" in RUNNER.invoke(app, ["route", "x", "--url", url]).stderr
+    assert "HTTP status 503" in RUNNER.invoke(app, ["route", "x", "--url", url]).stderr
 
 
 def test_route_without_a_server_says_how_to_start_one():
