@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from qraf.cli import wrong_settings
@@ -44,6 +46,8 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, v
 
 
 def test_variables_that_are_no_settings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("QRAF_")]:
+        monkeypatch.delenv(name)
     for name in ("QRAF_LIMTS__MAX_K", "QRAF_PORT", "QRAF_APPLES", "QRAF_URL", "QRAF_API_KEY", "QRAF_DATA", "PATH"):
         monkeypatch.setenv(name, "x")
     assert wrong_settings.unknown(Settings) == [

@@ -18,7 +18,6 @@ __all__ = ["told", "unknown", "unread"]
 
 _PREFIX = "QRAF_"
 _OTHERS = ("QRAF_API_KEY", "QRAF_URL")  # what clients read
-_OURS = ("QRAF_TEST_", "QRAF_FUZZ", "QRAF_SOAK")  # what our own tests read
 
 
 def told(error: ValidationError, settings: type[Settings]) -> str:
@@ -41,9 +40,7 @@ def unknown(settings: type[Settings]) -> list[str]:
     return [
         f"{name} is no setting{_hint(name.upper(), _names(settings))}"
         for name in sorted(os.environ)
-        if name.upper().startswith(_PREFIX)
-        and name.upper().partition("__")[0] not in (*known, *_OTHERS)
-        and not name.upper().startswith(_OURS)
+        if name.upper().startswith(_PREFIX) and name.upper().partition("__")[0] not in (*known, *_OTHERS)
     ]
 
 
