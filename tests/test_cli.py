@@ -35,7 +35,7 @@ def call(*args: str, input: str | None = None, url: str | None = None) -> Result
 
 
 def test_version() -> None:
-    assert call("version").output.strip() == qraf.__version__
+    assert call("version").output.strip() == call("--version").output.strip() == qraf.__version__
     assert json.loads(call("version", "--json").output) == {"version": qraf.__version__}
 
 

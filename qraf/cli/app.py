@@ -50,6 +50,23 @@ Collections = Annotated[
 DEFAULT_URL = "ws://127.0.0.1:8642"
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from qraf import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="As `qraf version`.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """A memory for text generation that lives in a network of quantum states."""
+
+
 @app.command()
 def serve(
     topology: Annotated[Path | None, typer.Option(help="Topology file.", metavar="FILE")] = None,

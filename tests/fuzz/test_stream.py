@@ -21,6 +21,8 @@ from tests.fuzz.frames import FRAMINGS, MSGPACK, Step, episode
 from tests.fuzz.talk import Broken, Known
 from tests.fuzz.world import world
 
+pytestmark = pytest.mark.slow
+
 FULL = bool(os.environ.get("QRAF_FUZZ"))
 SEED = int(os.environ.get("QRAF_FUZZ_SEED", "0"))
 NUM_FRAMES = int(os.environ.get("QRAF_FUZZ_FRAMES", "1000000" if FULL else "100000"))
@@ -33,7 +35,6 @@ def batch(seed: int) -> list[list[Step]]:
     return [episode(seed * 1000 + place, EPISODE) for place in range(SIDE_BY_SIDE)]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600 if FULL else 400)
 async def test_any_sequence_of_frames(tmp_path) -> None:
     # others than in the run before, and told; in CI and in the suite the same ones each time
