@@ -10,8 +10,7 @@ writes by itself), with as evidence
 - `closed`: nothing;
 - `random`: ten turns of the conversation, at random: what dates and names alone bring;
 - `dense10`: the ten turns nearest by MiniLM cosine, as a vector index finds them;
-- `qraf`: the service's ranking, as much of it as fits the tokens that `dense10` took (of many turns the prompt says the
-  best two twice: they count twice, for both);
+- `qraf`: the service's ranking, as much of it as fits the tokens that `dense10` took;
 - `gold`: the turns that the answer is in.
 
 Bits per token are the mean over the questions, each counting once; `pooled` counts every token once, so that long
@@ -40,7 +39,7 @@ from benchmarks.serving import serving
 from qraf.records import Evidence
 from qraf.settings import EncoderSettings
 from qraf.text.encoder import load_encoder
-from qraf.text.prompt import NUM_REPEATED, build_messages, evidence_line, repeated
+from qraf.text.prompt import build_messages, evidence_line
 from qraf.text.weights import find_weights
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ def _measure(
         for seq, turn in enumerate(conversation.turns)
     }
     cost = {turn: len(scorer.tokens(evidence_line(item) + "\n")) for turn, item in items.items()}
-    budget = _spent(rankings["dense10"], items, cost)
+    budget = sum(cost[turn] for turn in rankings["dense10"])
     chosen = {
         "closed": [],
         "random": rng.sample(list(items), min(_NUM_TURNS, len(items))),
@@ -170,7 +169,7 @@ def _measure(
     return {
         "bits": bits,
         "lengths": lengths,
-        "tokens": {context: _spent(turns, items, cost) for context, turns in chosen.items()},
+        "tokens": {context: sum(cost[turn] for turn in turns) for context, turns in chosen.items()},
     }
 
 
@@ -178,17 +177,10 @@ def _within(ranking: Sequence[str], cost: Mapping[str, int], budget: int) -> lis
     """The best of the ranking that fit the budget together: as in the service, one that does not fit is passed over."""
     taken, spent = [], 0
     for turn in ranking:
-        price = cost[turn] * (2 if len(taken) < NUM_REPEATED else 1)
-        if spent + price <= budget:
+        if spent + cost[turn] <= budget:
             taken.append(turn)
-            spent += price
+            spent += cost[turn]
     return taken
-
-
-def _spent(turns: Sequence[str], items: Mapping[str, Evidence], cost: Mapping[str, int]) -> int:
-    """Tokens of evidence in a prompt: what it says twice counts twice."""
-    evidence = [items[turn] for turn in turns]
-    return sum(cost[item.item_id] for item in [*evidence, *repeated(evidence)])
 
 
 def _candidates(conversation: Conversation, question: Question, rng: random.Random) -> list[str]:

@@ -29,7 +29,7 @@ from qraf.sessions.response import Response
 from qraf.sessions.write import Writer
 from qraf.tenants import plain
 from qraf.text.generator import Generator
-from qraf.text.prompt import NUM_REPEATED, build_messages
+from qraf.text.prompt import build_messages
 from qraf.times import parse_time
 
 __all__ = ["Enhancer"]
@@ -132,11 +132,7 @@ class Enhancer:
                 )
             )
         evidence, coverage = await recaller.evidence(
-            measurement,
-            k=ask.k,
-            token_budget=ask.token_budget,
-            min_probability=ask.min_probability,
-            twice=NUM_REPEATED if isinstance(choice, GenerateChoice) else 0,
+            measurement, k=ask.k, token_budget=ask.token_budget, min_probability=ask.min_probability
         )
         progress.saw(measurement, evidence, address.session)
         response.emit(ResponseEvidence(stream=stream, seq=0, items=evidence_out(evidence), coverage=coverage))

@@ -126,19 +126,15 @@ class Measurement:
 
 
 def choose(
-    evidence: Sequence[Evidence], *, k: int, token_budget: int | None, min_probability: float = 0.0, twice: int = 0
+    evidence: Sequence[Evidence], *, k: int, token_budget: int | None, min_probability: float = 0.0
 ) -> list[Evidence]:
-    """The first `k` by probability that fit the budget; what does not fit is passed over, not cut.
-
-    The first `twice` that are no documents count twice: a prompt says them twice.
-    """
+    """The first `k` by probability that fit the budget; what does not fit is passed over, not cut."""
     chosen: list[Evidence] = []
     spent = 0.0
     for item in evidence:
         if len(chosen) == k or item.probability < min_probability:
             break
-        is_twice = item.role != "document" and sum(one.role != "document" for one in chosen) < twice
-        cost = tokens_of(item.words) * (1 + is_twice)
+        cost = tokens_of(item.words)
         if token_budget is not None and spent + cost > token_budget:
             continue
         spent += cost
@@ -361,12 +357,8 @@ class Recaller:
         k: int,
         token_budget: int | None,
         min_probability: float = 0.0,
-        twice: int = 0,
     ) -> tuple[list[Evidence], float]:
-        """The chosen evidence with texts, by falling probability, and its coverage (their summed probability).
-
-        `twice`: as for `choose`.
-        """
+        """The chosen evidence with texts, by falling probability, and its coverage (their summed probability)."""
         mass = measurement.mass
         merged = [item for answer in measurement.answers for item in answer.evidence if item.score > 0]
         merged.sort(key=lambda item: (-item.score, item.at, item.seq))
@@ -390,7 +382,7 @@ class Recaller:
             for item in ahead
             if (found := texts.get(item.seq)) is not None
         ]
-        chosen = choose(joined, k=k, token_budget=token_budget, min_probability=min_probability, twice=twice)
+        chosen = choose(joined, k=k, token_budget=token_budget, min_probability=min_probability)
         return chosen, min(1.0, sum(item.probability for item in chosen))
 
     def settled(self, measurement: Measurement) -> RouteOut:

@@ -149,11 +149,6 @@ def test_budget_passes_over_what_does_not_fit() -> None:
     assert [e.seq for e in choose(items, k=9, token_budget=100)] == [0, 2]
     assert [e.seq for e in choose(items, k=1, token_budget=None)] == [0]
     assert [e.seq for e in choose(items, k=9, token_budget=None, min_probability=0.2)] == [0, 1]
-    # words times 1.3: what is said twice counts twice, documents never
-    assert [e.seq for e in choose(items, k=9, token_budget=40, twice=1)] == [0]
-    assert [e.seq for e in choose(items, k=9, token_budget=52, twice=1)] == [0, 2]
-    pages = [msgspec.structs.replace(item, role="document") for item in items]
-    assert [e.seq for e in choose(pages, k=9, token_budget=40, twice=1)] == [0, 2]
 
 
 async def test_filter_and_as_of_bound_what_is_measured(service: Service) -> None:

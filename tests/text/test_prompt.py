@@ -28,19 +28,9 @@ def test_a_long_prompt_stands_behind_the_evidence_alone() -> None:
     assert build_messages(long, [turn("First.")])[1]["content"].startswith("<notes>\n8 May")
 
 
-def test_rank_does_not_change_the_order_of_the_notes() -> None:
-    items = [turn(f"t{i}", MAY_8 + i, seq=i) for i in range(4)]
+def test_rank_does_not_change_the_prompt() -> None:
+    items = [turn(f"t{i}", MAY_8 + i, seq=i) for i in range(5)]
     assert build_messages("q", items) == build_messages("q", items[::-1])
-
-
-def test_of_many_the_best_two_that_were_said_stand_again_before_the_question_the_best_last() -> None:
-    page = turn("page", role="document", speaker=None, metadata={"source": "os"})
-    items = [page, *(turn(f"t{i}", MAY_8 - i * DAY, seq=i) for i in range(4))]
-    content = build_messages("Why?", items)[1]["content"]
-    _, _, end = content.partition("</notes>")
-    notes = ["<notes>", "7 May 2023, Melanie: t1", "8 May 2023, Melanie: t0", "</notes>"]
-    assert end.split("\n") == ["", "", "Most relevant:", *notes, "", "Question: Why?"]
-    assert content.count("t2") == content.count("page") == 1
 
 
 def test_question_changes_nothing_but_itself() -> None:
