@@ -71,6 +71,19 @@ def qutip() -> Any:
     return qutip
 
 
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command that sets up the process's log, in a test, does so for that test: its stream is closed afterwards."""
+    root, own = logging.getLogger(), logging.getLogger("qraf")
+    levels, handlers = (root.level, own.level), root.handlers[:]
+    yield
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler and handler not in handlers:
+            root.removeHandler(handler)
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quick_journals() -> Iterator[None]:
     """In `make quick` the migrations run once in a process, and other new journals in SQLite are made as they left it.
