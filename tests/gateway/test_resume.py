@@ -86,7 +86,7 @@ async def test_leaving_is_not_cancelling_until_the_grace_is_over(model) -> None:
         stopped = model.produced
         assert (response.status, response.finish_reason) == ("cancelled", "disconnected")
         await eventually(lambda: model.running == 0)
-        assert model.produced <= stopped + 1
+        assert model.produced <= stopped + 5  # 50 ms: what it takes a busy machine to hear that the reader has gone
         async with resuming(server, seen[0], seen[-1]["seq"]) as (wire, resumed):
             assert resumed["result"] == "replayed"  # its end is told to one who comes late
             frames = await wire.until("response.done")
@@ -304,4 +304,4 @@ async def test_one_that_comes_back_and_goes_at_once_leaves_its_response_unread(m
             await wire.send({"type": "hello", "resume": [one]})
             wire.ws.transport.abort()
         await eventually(lambda: model.running == 0)
-        assert server.service.responses.unread() == []
+        await eventually(lambda: server.service.responses.unread() == [])
