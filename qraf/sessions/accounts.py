@@ -142,11 +142,14 @@ class Account:
                 wait_ms = int(1000 * meter.reset_s) + 1
                 raise self.refused(RateExceeded(meter.policy, meter.allowed, meter.window_s, wait_ms))
 
-    async def generated(self, tokens: int, prompt: int = 0) -> None:
-        """Count tokens that are about to be shown; what was counted survives this process. Cancel: it may count."""
-        if tokens:  # a piece may hold more than a small rate allows at all
+    async def pace(self, tokens: int) -> None:
+        """Let so many generated tokens through the rates; one piece may hold more than a small rate allows at all."""
+        if tokens:
             most = min(share.meters["tokens"].allowed for share in self._shares)
             await self._take("tokens", min(tokens, most))
+
+    async def generated(self, tokens: int, prompt: int = 0) -> None:
+        """Count tokens that are about to be shown; what was counted survives this process. Cancel: it counts."""
         try:
             await self._accounts.ledger.spend(Spend(self.payer, tokens, prompt))
         except QuotaExceeded as refusal:
@@ -189,7 +192,10 @@ class Bill:
 
         Raises:
             RateExceeded, QuotaExceeded: they were not charged, and must not be shown.
+
+        Cancel: they may have been charged; `settle` gives back what was not shown.
         """
+        await self.account.pace(generated)
         prompt = 0 if self._prompt else prompt
         self._prompt += prompt
         self._generated += generated

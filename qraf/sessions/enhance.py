@@ -75,9 +75,11 @@ class Enhancer:
         self._meters.responses.labels(status).inc()
         self._meters.tokens.labels("completion").inc(usage.completion_tokens)
         self._meters.tokens.labels("prompt").inc(usage.prompt_tokens)
-        if progress.bill is not None:
-            await progress.bill.settle(usage.prompt_tokens, usage.completion_tokens)
-        response.end(status, reason, usage, progress.figures, error)
+        try:
+            if progress.bill is not None:
+                await progress.bill.settle(usage.prompt_tokens, usage.completion_tokens)
+        finally:  # a cancel that comes now is too late
+            response.end(status, reason, usage, progress.figures, error)
 
     async def _run(
         self, response: Response, request: Enhance, address: Address, progress: _Progress

@@ -30,14 +30,17 @@ _PATIENCE_S = 1.0
 _MOST = 100_000  # keys and days that wait while the journal is away; more are let go, and the log says so
 _MAX_SPENDS = 4096  # in one transaction
 
+_Counts = dict[tuple[str, str, int], Counts]
+_Spends = list[tuple[Spend, asyncio.Future[QuotaExceeded | None]]]
+
 
 class Ledger:
     """Usage of a gateway. `start` before use, `close` writes what waits. Belongs to one event loop."""
 
     def __init__(self, table: UsageTable, clock: Clock) -> None:
         self._table, self._clock = table, clock
-        self._counts: dict[tuple[str, str, int], Counts] = {}
-        self._spends: list[tuple[Spend, asyncio.Future[QuotaExceeded | None]]] = []
+        self._counts: _Counts = {}
+        self._spends: _Spends = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -45,7 +48,7 @@ class Ledger:
         self._flushing: set[asyncio.Task[None]] = set()
         self._is_away = False
         self._id, self._batch = secrets.token_hex(16), 0
-        self._failed: dict[tuple[str, str, int], Counts] | None = None  # a batch that may have been written
+        self._failed: tuple[_Counts, _Spends, int] | None = None  # a batch of a day that may have been written
 
     def start(self) -> None:
         """Begin to write."""
@@ -78,7 +81,7 @@ class Ledger:
         self._add((payer.tenant, payer.key, self.day), counts)
 
     async def spend(self, spend: Spend) -> None:
-        """Count tokens that are about to be shown; durable on return. Cancel: they may have been counted.
+        """Count tokens that are about to be shown; durable on return. Cancel: they are counted, whatever the quota.
 
         Raises:
             QuotaExceeded: they do not fit into the day's quota, and were not counted.
@@ -93,6 +96,9 @@ class Ledger:
             self._is_away = True
             answer.cancel()  # shown now, and counted without asking
             return
+        except asyncio.CancelledError:
+            answer.cancel()  # whoever was charged gives back what was not shown
+            raise
         if refusal is not None:
             raise refusal
 
@@ -106,54 +112,43 @@ class Ledger:
 
     async def _flush(self, thread: ThreadPoolExecutor) -> None:
         async with self._writing:
-            if self._failed is not None:
-                if not await self._write(thread, self._failed, []):
-                    return
-                self._failed = None
+            # counted together, so that they take no room while the journal is away
             self._count_shown([spend for spend, answer in self._spends if answer.cancelled()])
-            waiting = [one for one in self._spends if not one[1].cancelled()]
-            spends, self._spends = waiting[:_MAX_SPENDS], waiting[_MAX_SPENDS:]
+            self._spends = [one for one in self._spends if not one[1].cancelled()]
+            if self._failed is not None and not await self._write(thread, *self._failed):
+                return
+            spends, self._spends = self._spends[:_MAX_SPENDS], self._spends[_MAX_SPENDS:]
             counts, self._counts = self._counts, {}
             if counts or spends:
                 self._batch += 1
-                await self._write(thread, counts, spends)
+                await self._write(thread, counts, spends, self.day)
 
-    async def _write(
-        self,
-        thread: ThreadPoolExecutor,
-        counts: dict[tuple[str, str, int], Counts],
-        spends: list[tuple[Spend, asyncio.Future[QuotaExceeded | None]]],
-    ) -> bool:
+    async def _write(self, thread: ThreadPoolExecutor, counts: _Counts, spends: _Spends, day: int) -> bool:
         """Write a batch; whether it worked. One that may be written or not is kept as it is, under its number."""
-        batch = (self._id, self._batch)
-        loop = asyncio.get_running_loop()
+        loop, asked = asyncio.get_running_loop(), [spend for spend, _ in spends]
         try:
-            answers = await loop.run_in_executor(
-                thread, self._table.note, counts, [spend for spend, _ in spends], batch
-            )
+            answers = await loop.run_in_executor(thread, self._table.note, counts, asked, (self._id, self._batch), day)
         except StorageFailed as fault:
             if not self._is_away:
                 log.warning("usage waits for the journal: %s", fault)
             self._is_away = True
-            for spend, answer in spends:  # shown meanwhile
-                at = spend.payer.tenant, spend.payer.key, self.day
-                shown = Counts(prompt_tokens=spend.prompt, generated_tokens=spend.generated)
-                counts.setdefault(at, Counts()).add(shown)
+            for _, answer in spends:  # shown meanwhile
                 if not answer.done():
                     answer.set_result(None)
-            self._failed = counts
+            self._failed = counts, spends, day
             return False
-        self._is_away = False
+        self._is_away, self._failed = False, None
         for (spend, answer), refusal in zip(spends, answers, strict=True):
             if not answer.done():
                 answer.set_result(refusal)
-            elif refusal is not None:
-                self._count_shown([spend])
+            elif refusal is not None:  # shown all the same
+                self._count_shown([spend], day)
         return True
 
-    def _count_shown(self, spends: Iterable[Spend]) -> None:
+    def _count_shown(self, spends: Iterable[Spend], day: int | None = None) -> None:
         for spend in spends:
-            self.count(spend.payer, Counts(prompt_tokens=spend.prompt, generated_tokens=spend.generated))
+            at = spend.payer.tenant, spend.payer.key, self.day if day is None else day
+            self._add(at, Counts(prompt_tokens=spend.prompt, generated_tokens=spend.generated))
 
     def _add(self, at: tuple[str, str, int], counts: Counts) -> None:
         there = self._counts.get(at)

@@ -133,6 +133,7 @@ class UsageTable:
 
     def __init__(self, write: Write, read: Callable[[str], Any], clock: Clock, line: Line) -> None:
         self._write, self._read, self._clock, self.line = write, read, clock, line
+        self._answered: dict[str, tuple[int, list[QuotaExceeded | None]]] = {}  # what was said to the newest batch
 
     # ----------------------------------------------------------------------------- inside the transactions of others
     def charge(self, connection: Connection, wanted: Sequence[tuple[Payer, int, int]]) -> list[QuotaExceeded | None]:
@@ -195,18 +196,22 @@ class UsageTable:
         counts: Mapping[tuple[str, str, int], Counts],
         spends: Sequence[Spend],
         batch: tuple[str, int] | None = None,
+        day: int | None = None,
     ) -> list[QuotaExceeded | None]:
         """Add counts by tenant, key and day, and tokens that are about to be shown; what refuses each of these.
 
         On return it survives the death of this process, but a machine that loses its power may lose the last of it.
         `batch`: who writes, and the number of what; one that was written already, though its answer was lost, changes
-        nothing.
+        nothing and is answered as it was. `day`: that of the tokens; left out: today.
         """
-        day = day_of(self._clock.now())
+        day = day_of(self._clock.now()) if day is None else day
         answers: list[QuotaExceeded | None] = []
         with self._write("write usage", "relaxed") as connection:
-            if batch is not None and not self._is_new(connection, *batch):
-                return [None] * len(spends)
+            if batch is not None:
+                if not self._is_new(connection, *batch):
+                    return self._answered[batch[0]][1]
+                # before the commit, whose own answer may be lost; of an attempt that was undone the next one's counts
+                self._answered[batch[0]] = batch[1], answers
             for (tenant, key, on), one in counts.items():
                 _bump(connection, _usage, {"tenant": tenant, "day": on, "key": key}, msgspec.structs.asdict(one))
             used = self._used_by(connection, [spend.payer for spend in spends], day)

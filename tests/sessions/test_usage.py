@@ -151,3 +151,77 @@ async def test_a_journal_that_hangs_keeps_nobody_for_long(journal, ledger, monke
     gate.set()
     await ledger.close()
     assert generated(journal) == 20
+
+
+async def test_tokens_that_were_refused_in_a_write_whose_answer_was_lost_are_counted_when_they_are_shown(
+    journal, ledger, monkeypatch
+) -> None:
+    note = journal.usage.note
+
+    def lost(*args):
+        note(*args)
+        raise StorageFailed("write usage", "the connection is lost", 1000)
+
+    monkeypatch.setattr(journal.usage, "note", lost)
+    narrow = payer(tokens=10)
+    await asyncio.gather(ledger.spend(Spend(narrow, 8)), ledger.spend(Spend(narrow, 5, 3)))  # both are shown
+    assert generated(journal) == 8
+    journal._clock.advance(DAY_S)  # and are of the day on which they were
+    monkeypatch.setattr(journal.usage, "note", note)
+    await ledger.flush()
+    await ledger.flush()
+    rows, _ = journal.usage.page("acme", "k1", ALL)
+    assert [(row.generated_tokens, row.prompt_tokens) for row in rows] == [(13, 3)]
+
+
+async def test_what_waits_for_a_journal_that_is_away_takes_no_more_room_with_every_token(
+    journal, ledger, monkeypatch
+) -> None:
+    def away(*_: object) -> None:
+        raise StorageFailed("write usage", "away", 1000)
+
+    note = journal.usage.note
+    monkeypatch.setattr(journal.usage, "note", away)
+    for _ in range(200):
+        await ledger.spend(Spend(payer(), 1))
+    await ledger.flush()
+    assert len(ledger._spends) + len(ledger._counts) <= 2
+    monkeypatch.setattr(journal.usage, "note", note)
+    await ledger.close()
+    assert generated(journal) == 200
+
+
+@pytest.mark.parametrize("where", ["waits", "is written", "is refused"])
+async def test_what_a_cancelled_response_was_charged_is_given_back_to_the_token(
+    journal, ledger, monkeypatch, where
+) -> None:
+    """As `Bill` does: a piece that was charged and not shown is taken off again."""
+    import threading
+
+    gate, entered, note = threading.Event(), threading.Event(), journal.usage.note
+    narrow = payer(tokens=10)
+    await ledger.spend(Spend(narrow, 9 if where == "is refused" else 2))
+
+    def slowly(*args):
+        entered.set()
+        gate.wait(5)
+        return note(*args)
+
+    monkeypatch.setattr(journal.usage, "note", slowly)
+    before = generated(journal)
+    if where == "waits":
+        other = asyncio.create_task(ledger.spend(Spend(payer("k2"), 0)))
+        await asyncio.to_thread(entered.wait, 5)
+    spending = asyncio.create_task(ledger.spend(Spend(narrow, 3)))
+    await asyncio.sleep(0)
+    if where != "waits":
+        await asyncio.to_thread(entered.wait, 5)
+    spending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await spending
+    gate.set()
+    ledger.count(narrow, Counts(generated_tokens=-3))
+    if where == "waits":
+        await other
+    await ledger.close()
+    assert generated(journal) == before

@@ -155,6 +155,15 @@ def test_tokens_are_granted_to_the_last_one_of_the_day(journal, clock):
     ]
 
 
+def test_a_batch_that_comes_again_is_answered_as_it_was(journal):
+    """Its commit was made and the answer lost: what was refused then must not be shown now."""
+    spends = [Spend(payer(tokens=10), 8, 3), Spend(payer(tokens=10), 5)]
+    first = journal.usage.note({}, spends, ("me", 1))
+    again = journal.usage.note({}, spends, ("me", 1))
+    assert [one and one.limit for one in first] == [one and one.limit for one in again] == [None, "key.tokens_per_day"]
+    assert journal.usage.total("acme", "k1", ALL).generated_tokens == 8
+
+
 def test_pages_of_usage_go_from_the_newest_day_and_miss_nothing(journal):
     counts = {(f"t{n % 2}", f"k{n % 5}", day): Counts(requests=1) for n in range(10) for day in range(3)}
     journal.usage.note(counts, [])
