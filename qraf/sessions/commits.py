@@ -233,20 +233,29 @@ class Committer:
             for batch, answer in zip(batches, answers, strict=True):
                 self._settle(batch, answer)
 
-    def _write(self, batches: list[Batch]) -> list[list[Committed] | QuotaExceeded]:
+    def _write(self, batches: list[Batch]) -> list[list[Committed] | Exception]:
+        """What became of each; whatever is raised here, nothing of any was written."""
         sessions = {batch.session for batch in batches if batch.session is not None}
         groups = [(batch.memory, batch.drafts) for batch in batches]
-        answers = self._journal.commit_many(groups, sessions, [batch.payer for batch in batches])
+        committed = self._journal.commit_many(groups, sessions, [batch.payer for batch in batches])
         self.commits += 1
-        for batch, answer in zip(batches, answers, strict=True):
-            if isinstance(answer, QuotaExceeded):
-                continue
-            if old := {one.seq for one in answer if one.is_duplicate}:
-                batch.old = self._journal.fetch(old)
-        return answers
+        return [self._with_old(*pair) for pair in zip(batches, committed, strict=True)]
 
-    def _settle(self, batch: Batch, answer: list[Committed] | QuotaExceeded) -> None:
+    def _with_old(self, batch: Batch, answer: list[Committed] | QuotaExceeded) -> list[Committed] | Exception:
+        """The answer, once the batch has the items that its duplicates are."""
         if isinstance(answer, QuotaExceeded):
+            return answer
+        if old := {one.seq for one in answer if one.is_duplicate}:
+            try:
+                batch.old = self._journal.fetch(old)
+            except Exception as fault:
+                if all(one.is_duplicate for one in answer):
+                    return fault  # nothing of it was written
+                log.warning("what %s had before is not handed on again: %s", batch.memory, type(fault).__name__)
+        return answer
+
+    def _settle(self, batch: Batch, answer: list[Committed] | Exception) -> None:
+        if isinstance(answer, Exception):
             batch.committed.set_exception(answer)
             return
         if not answer and batch.session is not None:

@@ -41,6 +41,8 @@ __all__ = ["Committed", "Draft", "Journal", "SessionRecord"]
 
 _items, _codes, _sessions = tables.items, tables.codes, tables.sessions
 
+Rows = dict[tuple[str, str], tuple[dict[str, Any], Draft]]  # by memory and item id
+
 
 class Journal(ItemStore):
     """Items, coded amplitudes and sessions in a database. Every method may raise `StorageFailed`.
@@ -120,10 +122,10 @@ class Journal(ItemStore):
         sessions: Collection[str] = (),
         payers: Sequence[Payer | None] = (),
     ) -> list[list[Committed] | QuotaExceeded]:
-        """Write the drafts of several memories in one transaction: all or none, durable on return.
+        """Write the drafts of several memories in one transaction, durable on return.
 
-        `payers`, one for each group, say whom its new items count for. A group that its payer may not hold is left out,
-        and the refusal is its answer; the others are written.
+        `payers`, one for each group, say whom its new items count for. A group that its payer may not hold is left out
+        whole, and the refusal is its answer; the others are written, also what they have in common with it.
 
         An item id that is live in its memory is a duplicate, inside one call too: the older item stays as it is. An id
         that was forgotten or has expired is written anew, with a new number.
@@ -133,47 +135,43 @@ class Journal(ItemStore):
         Raises:
             InvalidRequest: a text that is no UTF-8 (half of a surrogate pair), a name that no column holds.
         """
-        rows: dict[tuple[str, str], dict[str, Any]] = {}
-        written: dict[tuple[str, str], Draft] = {}
-        paying: dict[tuple[str, str], int] = {}  # the group that a row counts for
-        for group, (memory, drafts) in enumerate(groups):
+        rows: list[Rows] = [{} for _ in groups]
+        for place, (memory, drafts) in enumerate(groups):
             check_name(memory, "a memory")
             for draft in drafts:
-                if (memory, draft.item_id) not in rows:
-                    rows[memory, draft.item_id] = draft_row(memory, draft)
-                    written[memory, draft.item_id] = draft
-                    paying[memory, draft.item_id] = group
-        if not rows:
+                if (memory, draft.item_id) not in rows[place]:
+                    rows[place][memory, draft.item_id] = draft_row(memory, draft), draft
+        if not any(rows):
             return [[] for _ in groups]
         with self._write("commit items") as connection:
             gone = {session_memory(session) for session in _missing(connection, sessions)}
-            rows = {key: row for key, row in rows.items() if key[0] not in gone}
-            seqs = self._live_ids(connection, rows)
-            fresh = {key: row for key, row in rows.items() if key not in seqs}
-            refused = self._charge(connection, fresh, paying, groups, payers)
-            fresh = {key: row for key, row in fresh.items() if paying[key] not in refused}
+            rows = [{at: row for at, row in group.items() if at[0] not in gone} for group in rows]
+            seqs = self._live_ids(connection, dict.fromkeys(at for group in rows for at in group))
+            wanted = [{at: row for at, row in group.items() if at not in seqs} for group in rows]
+            refused = self._charge(connection, wanted, groups, payers)
+            fresh: Rows = {}
+            for place, group in enumerate(wanted):
+                for at, made in group.items() if place not in refused else ():
+                    fresh.setdefault(at, made)  # of two with one id the first one stays
             if fresh:
                 # numbered here, because a row's seal is bound to its number
                 seqs.update(zip(fresh, next_numbers(connection, len(fresh)), strict=True))
                 keys = self._keyring.current(connection, {memory for memory, _ in fresh})
-                for at, row in fresh.items():
+                for at, (row, _) in fresh.items():
                     row.update(seq=seqs[at], key=None)
                     if at[0] in keys:
                         seal_item(row, keys[at[0]])
-                connection.execute(insert(_items), list(fresh.values()))
+                connection.execute(insert(_items), [row for row, _ in fresh.values()])
+        self._recent.keep((at[0], made_item(draft, seqs[at])) for at, (_, draft) in fresh.items())
         new = set(fresh)
-        self._recent.keep((key[0], made_item(written[key], seqs[key])) for key in fresh)
         answers: list[list[Committed] | QuotaExceeded] = []
-        for group, (memory, drafts) in enumerate(groups):
+        for place, (memory, drafts) in enumerate(groups):
             told: list[Committed] = []
-            for draft in drafts if memory not in gone and group not in refused else ():
-                key = (memory, draft.item_id)
-                if key not in seqs:  # a group before has the same item, and may not write it
-                    refused[group] = refused[paying[key]]
-                    break
-                told.append(Committed(seqs[key], draft.item_id, key not in new))
-                new.discard(key)
-            answers.append(refused.get(group, told))
+            for draft in drafts if memory not in gone and place not in refused else ():
+                at = (memory, draft.item_id)
+                told.append(Committed(seqs[at], draft.item_id, at not in new))
+                new.discard(at)
+            answers.append(refused.get(place, told))
         return answers
 
     @retried
@@ -308,27 +306,22 @@ class Journal(ItemStore):
     def _charge(
         self,
         connection: Connection,
-        fresh: Mapping[tuple[str, str], dict[str, Any]],
-        paying: Mapping[tuple[str, str], int],
+        wanted: Sequence[Rows],
         groups: Sequence[tuple[str, Sequence[Draft]]],
         payers: Sequence[Payer | None],
     ) -> dict[int, QuotaExceeded]:
         """Let each group's payer take room for its new rows, and mark them; the groups that may not."""
-        wanted: dict[int, list[int]] = {}
-        for at, row in fresh.items():
-            group = paying[at]
-            payer = payers[group] if payers else None
-            row["owner"] = "" if payer is None else payer.key
-            row["size"] = len(row["text"]) + len(row["metadata"]) + len(row["amplitudes"] or b"")
-            room = wanted.setdefault(group, [0, 0])
-            room[0] += 1
-            room[1] += row["size"]
-        asked = []
-        for group, (count, size) in wanted.items():
-            payer = (payers[group] if payers else None) or nobody(tenant_of(groups[group][0][2:]))
-            asked.append((payer, count, size))
-        answers = zip(wanted, self.usage.charge(connection, asked), strict=True)
-        return {group: refusal for group, refusal in answers if refusal is not None}
+        asked: dict[int, tuple[Payer, Mapping[tuple[str, str], int]]] = {}
+        for place, group in enumerate(wanted):
+            payer = payers[place] if payers else None
+            for row, _ in group.values():
+                row["owner"] = "" if payer is None else payer.key
+                row["size"] = len(row["text"]) + len(row["metadata"]) + len(row["amplitudes"] or b"")
+            if group:
+                sizes = {at: row["size"] for at, (row, _) in group.items()}
+                asked[place] = payer or nobody(tenant_of(groups[place][0][2:])), sizes
+        answers = zip(asked, self.usage.charge(connection, list(asked.values())), strict=True)
+        return {place: refusal for place, refusal in answers if refusal is not None}
 
     def _bury(self, connection: Connection, which: ColumnElement[bool], undo: bool = False) -> int:
         self.usage.release(connection, and_(which, is_kept()), undo=undo)

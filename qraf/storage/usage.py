@@ -136,10 +136,15 @@ class UsageTable:
         self._answered: dict[str, tuple[int, list[QuotaExceeded | None]]] = {}  # what was said to the newest batch
 
     # ----------------------------------------------------------------------------- inside the transactions of others
-    def charge(self, connection: Connection, wanted: Sequence[tuple[Payer, int, int]]) -> list[QuotaExceeded | None]:
-        """Take room for new items (how many, how many bytes), each in turn: what refuses it, or None."""
+    def charge(
+        self, connection: Connection, wanted: Sequence[tuple[Payer, Mapping[tuple[str, str], int]]]
+    ) -> list[QuotaExceeded | None]:
+        """Take room for the new items of several writes, each in turn: what refuses it, or None.
+
+        `wanted`: payer, and bytes of each item. An item that an earlier write has taken room for needs none again.
+        """
         now: dict[tuple[str, str], list[int]] = {}
-        for tenant, keys in _keys_of(payer for payer, _, _ in wanted).items():
+        for tenant, keys in _keys_of(payer for payer, _ in wanted).items():
             mine = _held.c.tenant == tenant
             now[tenant, ""] = [int(one) for one in connection.execute(select(*_HELD).where(mine)).one()]
             for chunk in chunks(keys):  # there may be many more
@@ -147,17 +152,23 @@ class UsageTable:
                     now[tenant, row.owner] = [row.items, row.bytes]
         answers: list[QuotaExceeded | None] = []
         taken: dict[tuple[str, str], list[int]] = {}
-        for payer, items, size in wanted:
+        placed: set[tuple[str, str]] = set()
+        for payer, sizes in wanted:
+            fresh = [size for item, size in sizes.items() if item not in placed]
+            items, size = len(fresh), sum(fresh)
             own = now.setdefault((payer.tenant, payer.key), [0, 0]) if payer.key else [0, 0]
             refusal = _refusal("key", own, items, size, payer.of_key) or _refusal(
                 "tenant", now[payer.tenant, ""], items, size, payer.of_tenant
             )
             answers.append(refusal)
             if refusal is None:
+                placed.update(sizes)
                 for one in (own, now[payer.tenant, ""], taken.setdefault((payer.tenant, payer.key), [0, 0])):
                     _grow(one, items, size)
         day = day_of(self._clock.now())
         for (tenant, key), (items, size) in taken.items():
+            if not items:
+                continue
             _bump(connection, _held, {"tenant": tenant, "owner": key}, {"items": items, "bytes": size})
             if key:
                 _bump(connection, _usage, {"tenant": tenant, "day": day, "key": key}, {"items": items, "bytes": size})

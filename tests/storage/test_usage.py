@@ -78,6 +78,29 @@ def test_a_write_that_does_not_fit_is_refused_whole_and_the_others_are_written(j
     assert journal.usage.held("acme").items == 3
 
 
+def test_a_write_that_shares_an_item_with_one_that_is_refused_is_written_whole(journal):
+    none, wide = payer(items=0), payer(key="k2")
+    groups = [
+        ("s/acme/x", [Draft(item_id="a", text="refused")]),
+        ("s/acme/x", drafts("b", "a")),
+        ("s/acme/x", drafts("a")),
+    ]
+    first, second, third = journal.commit_many(groups, (), [none, wide, none])
+    assert isinstance(first, QuotaExceeded)
+    assert [(one.item_id, one.is_duplicate) for one in second] == [("b", False), ("a", False)]
+    assert [one.is_duplicate for one in third] == [True]  # what is there needs no room
+    assert [(item.item_id, item.text) for item in journal.items("s/acme/x")] == [("b", "word"), ("a", "word")]
+    assert (journal.usage.held("acme", "k1").items, journal.usage.held("acme", "k2").items) == (0, 2)
+
+
+def test_a_write_that_cannot_pay_for_what_a_refused_one_shares_is_refused_whole(journal):
+    none, one = payer(items=0), payer(key="k2", items=1)
+    answers = journal.commit_many([("s/acme/x", drafts("a")), ("s/acme/x", drafts("b", "a"))], (), [none, one])
+    assert all(isinstance(answer, QuotaExceeded) for answer in answers)
+    assert journal.memories() == []
+    assert journal.usage.held("acme").items == 0
+
+
 def test_what_the_server_writes_counts_once_for_the_tenant_and_other_keys_count_too(journal):
     four = payer(of_tenant=(4, 10**12, 0))
     journal.commit("s/acme/z", drafts("z"), payer(key="k2"))
