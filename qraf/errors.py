@@ -33,6 +33,7 @@ __all__ = [
     "NotAvailable",
     "NotFound",
     "NotReady",
+    "OriginRefused",
     "ProtocolError",
     "QrafError",
     "QuotaExceeded",
@@ -46,7 +47,13 @@ __all__ = [
     "SessionNotFound",
     "StorageFailed",
     "Superseded",
+    "TicketInvalid",
+    "TicketUsed",
     "TimedOut",
+    "TokenAlgorithmRefused",
+    "TokenAudienceWrong",
+    "TokenIssuerWrong",
+    "TokenNotYetValid",
     "TopologyFault",
     "VersionConflict",
 ]
@@ -383,8 +390,19 @@ class NotAllowed(QrafError, PermissionError):
         super().__init__(what, why)
         self.what, self.why = what, why
 
+    @property
+    def detail(self) -> str:
+        """What, and why: for those who are told the code beside it."""
+        return f"{self.what}; {self.why}" if self.why else self.what
+
     def __str__(self) -> str:
-        return f"not allowed: {self.what}" + (f"; {self.why}" if self.why else "")
+        return f"not allowed: {self.detail}"
+
+
+class OriginRefused(NotAllowed):
+    """A page of an origin that may not: one that the settings do not name, or that did not ask for this ticket."""
+
+    code, title = "origin_refused", "Origin refused"
 
 
 class NotAuthenticated(QrafError, PermissionError):
@@ -401,9 +419,48 @@ class NotAuthenticated(QrafError, PermissionError):
 
 
 class CredentialInvalid(NotAuthenticated):
-    """A key, token or ticket that is wrong, and what of it."""
+    """A key or token that is unknown, malformed or wrongly signed, or whose claims do not say who it is for.
+
+    Those below it are told apart where whoever asks has to do something else.
+    """
 
     code, title = "credential_invalid", "Invalid credential"
+
+
+class TokenAlgorithmRefused(CredentialInvalid):
+    """A token by an algorithm that this server does not take, `none` among them."""
+
+    code, title = "token_algorithm_refused", "Algorithm refused"
+
+
+class TokenAudienceWrong(CredentialInvalid):
+    """A token that is rightly signed, but for another audience."""
+
+    code, title = "token_audience_wrong", "Token for another audience"
+
+
+class TokenIssuerWrong(CredentialInvalid):
+    """A token that is rightly signed, but says that another issuer made it."""
+
+    code, title = "token_issuer_wrong", "Token from another issuer"
+
+
+class TokenNotYetValid(CredentialInvalid):
+    """A token that is rightly signed, but whose time has not come; the same again, later."""
+
+    code, title, retryable = "token_not_yet_valid", "Token not yet valid", True
+
+
+class TicketInvalid(CredentialInvalid):
+    """A ticket that is none of ours, or that is shown where none is taken; ask for another."""
+
+    code, title = "ticket_invalid", "Invalid ticket"
+
+
+class TicketUsed(TicketInvalid):
+    """A ticket that has opened a socket already; ask for another."""
+
+    code, title = "ticket_used", "Used ticket"
 
 
 class CredentialExpired(NotAuthenticated):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from rich.markup import escape
 
 import qraf
-from qraf.cli.output import console, errors, guarded, print_json
+from qraf.cli.output import console, errors, facts, guarded, print_json
 from qraf.cli.render import evidence_table, figures_line, figures_table, route_line, route_table, shorten
 from qraf.client import SyncClient, SyncResponse
 from qraf.errors import ConnectionLost, QrafError
@@ -132,7 +132,7 @@ def guarded_prompt(as_json: bool) -> Iterator[None]:
         raise
     except QrafError as error:
         if as_json:
-            print_json({"error": {"code": error.code, "detail": str(error)}})
+            print_json({"error": facts(error)})
         else:
             errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
 

@@ -16,7 +16,7 @@ from rich.segment import Segment
 
 from qraf.errors import CannotConnect, ConnectionLost, QrafError, ServerError
 
-__all__ = ["FAILED", "NO_SERVER", "console", "errors", "guarded", "print_json", "run", "shown"]
+__all__ = ["FAILED", "NO_SERVER", "console", "errors", "facts", "guarded", "print_json", "run", "shown"]
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def guarded(as_json: bool = False) -> Iterator[None]:
     except QrafError as error:
         is_lost = isinstance(error, ConnectionLost)
         if as_json:
-            print_json({"error": _facts(error)})
+            print_json({"error": facts(error)})
         else:
             errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
             if isinstance(error, CannotConnect):
@@ -86,9 +86,15 @@ def run(work: Coroutine[Any, Any, T], as_json: bool = False) -> T:
             raise typer.Exit(143) from None
 
 
-def _facts(error: QrafError) -> dict[str, Any]:
+def facts(error: QrafError) -> dict[str, Any]:
+    """An error as JSON output has it; of a server's error its own code and detail."""
     if isinstance(error, ServerError):
         code, detail, pointer, retryable = error.error_code, error.detail, error.pointer, error.can_retry
     else:
-        code, detail, pointer, retryable = error.code, str(error), getattr(error, "pointer", ""), error.retryable
+        code, detail, pointer, retryable = (
+            error.code,
+            getattr(error, "detail", None) or str(error),
+            getattr(error, "pointer", ""),
+            error.retryable,
+        )
     return {"code": code, "detail": detail, "pointer": pointer, "retryable": retryable}

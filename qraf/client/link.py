@@ -31,6 +31,7 @@ CLOSE_REASONS = {
     1013: "the server is overloaded",
     4008: "this client reads too slowly",
     4009: "superseded by a newer connection",
+    4010: "the credential has expired",
     4400: "malformed frame",
     4401: "not authenticated",
     4403: "forbidden",
@@ -38,7 +39,12 @@ CLOSE_REASONS = {
     4406: "no common protocol",
     4408: "hello came too late",
     4409: "duplicate id",
+    4411: "the credential was revoked",
+    4412: "the ticket was used, or is none",
     4413: "frame too large",
+    4421: "the token is for another server",
+    4422: "the token's algorithm is not taken",
+    4425: "the token is not valid yet",
     4429: "rate or quota",
 }
 MAX_SERVER_FRAME_BYTES = 64 * 1024 * 1024
@@ -236,6 +242,8 @@ class Link:
     def _loss(self, error: ConnectionClosed) -> ConnectionLost:
         text, code = _closed_text(error), _close_code(error)
         self.is_final = self.is_final or code in FINAL_CLOSES
+        if self._fault.startswith(f"{text}: "):  # the reason of the close is the code of the error before it
+            return ConnectionLost(self._url, self._fault, code)
         return ConnectionLost(self._url, f"{text}; {self._fault}" if self._fault else text, code)
 
     def _end(self, lost: ConnectionLost) -> None:

@@ -9,8 +9,13 @@ from qraf.frames import Cancel, ClientFrame, Enhance, Ping, Recall, SessionOpen,
 
 __all__ = ["FINAL_CLOSES", "Reconnect", "can_repeat"]
 
-FINAL_CLOSES = frozenset({1007, 1009, 4009, 4010, 4400, 4401, 4403, 4404, 4406, 4413})
-"""Close codes after which the same client would only be closed again, or would fight with its successor."""
+FINAL_CLOSES = frozenset(
+    {1007, 1009, 4009, 4010, 4400, 4401, 4403, 4404, 4406, 4411, 4412, 4413, 4421, 4422},
+)
+"""Close codes after which the same client would only be closed again, or would fight with its successor.
+
+Not 4425 (the token's time comes) and 4429 (so does room).
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 A server on loopback answers to loopback names alone, so that no web page reaches it by a name of its own (DNS
 rebinding). An `Origin`, where a browser sends one, must be the server's own, one that the settings name, or, for a
-server on loopback, a page of this machine (CSRF); reading is left to the browser, which gives no page the answer.
+server on loopback, a page of this machine (CSRF); reading is left to the browser, which gives no page the answer. A
+socket from elsewhere is closed by `Sockets`, after accepting: of a refused upgrade no page learns why.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 from ulid import ULID
 
 from qraf import logs
-from qraf.errors import NotAllowed, NotAuthenticated
+from qraf.errors import NotAllowed, NotAuthenticated, OriginRefused
 from qraf.gateway.loopback import is_loopback
 from qraf.gateway.metrics import GatewayMeters
 from qraf.gateway.problems import PROBLEM_JSON, problem
@@ -79,7 +80,9 @@ class Door:
             await send(event)
 
         fault = self._stranger(scope)
-        if fault is not None:
+        if isinstance(fault, OriginRefused) and scope["type"] == "websocket":
+            scope["state"]["refused"] = fault
+        elif fault is not None:
             address = scope["client"][0] if scope.get("client") else ""
             action = f"{scope.get('method', 'WS')} {scope['path']}"
             self._authority.audit.refused(None, action, fault, address=address, request=request)
@@ -112,7 +115,7 @@ class Door:
         if is_loopback(_hostname(origin)) if is_local else _netloc(origin) == host.lower():
             return None
         only = "only pages of this machine may" if is_local else "`gateway.origins` names the pages that may"
-        return NotAllowed(f"a request from a page of '{origin[:100]}'", only)
+        return OriginRefused(f"a request from a page of '{origin[:100]}'", only)
 
     async def _check_still(self, who: Principal | None) -> None:
         """Cut a long answer off when its reader's credential has expired or was revoked."""

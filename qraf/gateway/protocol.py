@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import msgspec
 
 from qraf.errors import (
-    CredentialExpired,
     DuplicateId,
     InvalidRequest,
     NotAllowed,
@@ -62,7 +61,12 @@ class Close:
     FORBIDDEN = 4403
     NO_PROTOCOL = 4406
     HELLO_TIMEOUT = 4408
+    REVOKED = 4411
+    TICKET = 4412
     TOO_LARGE = 4413
+    MISDIRECTED = 4421
+    ALGORITHM = 4422
+    TOO_EARLY = 4425
     LIMITED = 4429
 
 
@@ -74,8 +78,13 @@ CLOSE_CODES = {
     Close.SLOW_READER: "the client reads too slowly; its responses can be resumed",
     Close.SUPERSEDED: "a newer connection, or a reader over HTTP, went on with a response of this one",
     Close.TOKEN_EXPIRED: "the credential has expired; `auth.refresh` in time keeps a connection open",
-    Close.NOT_AUTHENTICATED: "no credential, or one that is wrong or revoked",
-    Close.FORBIDDEN: "a frame that this role may not send, or a ticket for pages of another origin",
+    Close.NOT_AUTHENTICATED: "no credential (`not_authenticated`), or a wrong one (`credential_invalid`)",
+    Close.FORBIDDEN: "a frame that this role may not send (`not_allowed`), or a page that may not (`origin_refused`)",
+    Close.REVOKED: "the API key was revoked",
+    Close.TICKET: "a ticket that was used (`ticket_used`) or is none (`ticket_invalid`); ask for another",
+    Close.MISDIRECTED: "a token for another audience or of another issuer: get one for this server",
+    Close.ALGORITHM: "a token by an algorithm that this server does not take, such as `none`",
+    Close.TOO_EARLY: "a token whose time has not come; the same again, later",
     Close.MALFORMED: "a message that is no frame, is of the wrong kind, or comes before `hello`",
     Close.NO_PROTOCOL: "no common subprotocol",
     Close.HELLO_TIMEOUT: "no `hello` in time",
@@ -85,11 +94,23 @@ CLOSE_CODES = {
 """Every close code that this version sends, and why."""
 
 
+_OF_CODE = {
+    "credential_expired": Close.TOKEN_EXPIRED,
+    "credential_revoked": Close.REVOKED,
+    "ticket_invalid": Close.TICKET,
+    "ticket_used": Close.TICKET,
+    "token_algorithm_refused": Close.ALGORITHM,
+    "token_audience_wrong": Close.MISDIRECTED,
+    "token_issuer_wrong": Close.MISDIRECTED,
+    "token_not_yet_valid": Close.TOO_EARLY,
+}
+
+
 def close_of(error: QrafError) -> int:
     """The close code of an error that ends a connection."""
     match error:
-        case CredentialExpired():
-            return Close.TOKEN_EXPIRED
+        case _ if error.code in _OF_CODE:
+            return _OF_CODE[error.code]
         case NotAuthenticated():
             return Close.NOT_AUTHENTICATED
         case NotAllowed():

@@ -64,9 +64,9 @@ class Sockets:
             await self._refuse(send, Close.OVERLOAD, reason)
             return
         connection = Connection(subprotocol, self._service.settings.limits)
-        who: Principal | QrafError | None
+        who: Principal | QrafError | None = scope["state"].get("refused")
         try:
-            who = await self._who(scope)
+            who = who or await self._who(scope)
         except QrafError as error:
             who = error
         stream = Stream(

@@ -237,7 +237,7 @@ class Stream:
         if isinstance(error, QrafError) and error.code in LIMIT_CODES:
             self._audit(error, what)
             if self._visit is not None and self._visit.is_too_much(error, time.monotonic()):
-                self.end(Close.LIMITED, f"goes on though it is refused: {error}")
+                self.end(Close.LIMITED, error.code)
         if not isinstance(error, QrafError):
             log.error("%s: a command failed", self.id, exc_info=error)
         self._answer(id, ErrorFrame(id=id, error=error_body(error)))
@@ -264,7 +264,7 @@ class Stream:
             if isinstance(command, Refusal):
                 self._send(command.frame)
                 if command.close is not None:
-                    self.end(command.close, command.frame.error.detail)
+                    self.end(command.close, command.frame.error.code)
                     return
             else:
                 self._meters.frame(str(command.__struct_config__.tag))
@@ -331,12 +331,12 @@ class Stream:
             self._answer(command.id, Ack(id=command.id, status="accepted"))
 
     def refuse(self, error: QrafError, what: str, id: str = "") -> None:
-        """Say why the other end may not go on, and end the connection."""
+        """Say why the other end may not go on, and end the connection; the reason of the close is the error's code."""
         if self._ended.done():
             return
         self._audit(error, what)
         self._send(ErrorFrame(id=id, error=error_body(error)))
-        self.end(close_of(error), str(error))
+        self.end(close_of(error), error.code)
 
     def _audit(self, error: QrafError | ErrorBody, what: str) -> None:
         if isinstance(error, NotAuthenticated | NotAllowed) or error.code in LIMIT_CODES:

@@ -43,7 +43,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TicketRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A ticket that nobody has used yet: whose, and for pages of which origin ("": for programs)."""
+    """A ticket: whose (empty: it was used), and for pages of which origin ("": for programs)."""
 
     digest: bytes
     principal: bytes
@@ -160,18 +160,19 @@ class KeyTable:
             connection.execute(insert(_tickets).values(msgspec.structs.asdict(ticket)))
 
     def take_ticket(self, digest: bytes) -> TicketRecord | None:
-        """The ticket, which is then gone: of two that ask at once, on whichever gateways, one gets it.
+        """The ticket, which is then used: of two that ask at once, on whichever gateways, one gets its principal.
 
-        Not repeated when the connection is lost: then the ticket may be gone, and nobody came in.
+        A used one stays, without whose it was, until its time is over. Not repeated when the connection is lost: then
+        the ticket may be used, and nobody came in.
         """
         with self._write("take ticket") as connection:
             row = connection.execute(select(_tickets).where(_tickets.c.digest == digest)).first()
             if row is None:
                 return None
-            connection.execute(delete(_tickets).where(_tickets.c.digest == digest))
-        return TicketRecord(
-            digest=bytes(row.digest), principal=bytes(row.principal), origin=row.origin, expires_at=row.expires_at
-        )
+            unused = (_tickets.c.digest == digest) & (_tickets.c.principal != b"")
+            is_mine = connection.execute(update(_tickets).where(unused).values(principal=b"")).rowcount == 1
+        principal = bytes(row.principal) if is_mine else b""
+        return TicketRecord(digest=bytes(row.digest), principal=principal, origin=row.origin, expires_at=row.expires_at)
 
     # -------------------------------------------------------------------------------------------------------- audit
     def note(self, lines: Sequence[AuditRecord]) -> None:

@@ -277,14 +277,15 @@ async def test_goodbye_says_how_long_to_wait_at_least() -> None:
         assert loop.time() - began >= 0.3
 
 
-async def test_some_closes_are_not_come_back_from() -> None:
+@pytest.mark.parametrize("close", [4010, 4401, 4403, 4411, 4412, 4421, 4422])
+async def test_some_closes_are_not_come_back_from(close) -> None:
     async def shut(peer: Peer, frame: Frame) -> None:
-        await peer.ws.close(4401)
+        await peer.ws.close(close)
 
     async with scripted(recall=shut) as server, qraf.connect(server.url, reconnect=QUICK) as q:
         with pytest.raises(ConnectionLost) as lost:
             await q.recall("x", collections=["a"])
-        assert lost.value.close == 4401
+        assert lost.value.close == close
         assert len(server.peers) == 1
 
 

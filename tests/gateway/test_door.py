@@ -6,7 +6,6 @@ import asyncio
 import socket
 
 import pytest
-from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from qraf.errors import CannotListen, NotAllowed
@@ -41,7 +40,7 @@ async def test_every_name_of_loopback_is_a_host(http, host) -> None:
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example"])
 async def test_a_page_from_elsewhere_may_not_write(http, origin) -> None:
     response = await http.post("/v1/sessions", json={}, headers={"origin": origin})
-    assert (response.status_code, response.json()["code"]) == (403, "not_allowed")
+    assert (response.status_code, response.json()["code"]) == (403, "origin_refused")
 
 
 async def test_a_page_of_this_machine_may(http) -> None:
@@ -49,10 +48,13 @@ async def test_a_page_of_this_machine_may(http) -> None:
     assert response.status_code == 201
 
 
-async def test_a_page_from_elsewhere_gets_no_socket_and_no_error_is_logged(server, caplog) -> None:
-    url = server.url.replace("http", "ws") + "/v1/ws"
+async def test_a_page_from_elsewhere_is_told_so_a_host_gets_no_socket_and_no_error_is_logged(server, caplog) -> None:
+    async with Wire(server.url, hello=False, origin="https://evil.example") as page:
+        assert (await page.recv())["error"]["code"] == "origin_refused"
+        assert (await page.closed(), page.ws.close_reason) == (4403, "origin_refused")
     with pytest.raises(InvalidStatus) as refused:
-        await connect(url, subprotocols=["qraf.v1"], proxy=None, origin="https://evil.example")
+        async with Wire(server.url, hello=False, additional_headers={"Host": "evil.example"}):
+            pass
     assert refused.value.response.status_code == 403
     assert b"not_allowed" in refused.value.response.body
     await asyncio.sleep(0.05)

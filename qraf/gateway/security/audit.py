@@ -55,7 +55,7 @@ class Audit:
     ) -> None:
         """Somebody was kept from something; written a moment later."""
         tenant, subject = ("", "") if who is None else (who.tenant, who.subject)
-        said = error.detail if isinstance(error, ErrorBody) else str(error)
+        said = getattr(error, "detail", None) or str(error)
         what = (tenant, subject, action[:128], "", error.code, said[:512], address[:64])
         self._add(what if what in self._waiting or len(self._waiting) < _MAX_LINES else _MORE, request)
         if self._task is None or self._task.done():

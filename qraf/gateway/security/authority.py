@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from qraf.clock import Clock
-from qraf.errors import CredentialExpired, CredentialInvalid, NotAllowed, NotAuthenticated
+from qraf.errors import CredentialExpired, CredentialInvalid, NotAllowed, NotAuthenticated, TicketInvalid
 from qraf.gateway.loopback import is_loopback
 from qraf.gateway.security.audit import Audit
 from qraf.gateway.security.keys import Keys, is_key
 from qraf.gateway.security.principal import LOCAL, Principal
-from qraf.gateway.security.tickets import Tickets
+from qraf.gateway.security.tickets import SUBPROTOCOL, Tickets
 from qraf.gateway.security.tokens import Tokens
 from qraf.settings import Settings
 from qraf.storage.keys import KeyTable
@@ -68,6 +68,8 @@ class Authority:
             return LOCAL
         if len(credential) > _MAX_CREDENTIAL or not credential.isascii():
             raise CredentialInvalid("neither an API key nor a token")
+        if credential.startswith(SUBPROTOCOL):
+            raise TicketInvalid("a ticket is offered as a subprotocol, and opens a socket alone")
         who = await (self.keys if is_key(credential) else self.tokens).verify(credential)
         self.check_time(who)
         return who

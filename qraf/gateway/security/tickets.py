@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from qraf.clock import Clock
-from qraf.errors import CredentialExpired, CredentialInvalid, NotAllowed
+from qraf.errors import CredentialExpired, OriginRefused, TicketInvalid, TicketUsed
 from qraf.gateway.security.principal import Principal
 from qraf.storage.keys import KeyTable, TicketRecord
 
@@ -52,9 +52,9 @@ class Tickets:
         """Whose a ticket is; it is used up, whatever comes of it.
 
         Raises:
-            CredentialInvalid: no ticket of ours, or one that was used.
+            TicketInvalid: no ticket of ours, or one that ended long ago. TicketUsed: it was used already.
             CredentialExpired: its minute is over.
-            NotAllowed: another origin asked for it.
+            OriginRefused: another origin asked for it.
         """
         text = ticket.removeprefix(SUBPROTOCOL)
         try:
@@ -65,9 +65,11 @@ class Tickets:
         if len(secret) == _BYTES:
             record = await asyncio.to_thread(self._table.take_ticket, hashlib.sha256(secret).digest())
         if record is None:
-            raise CredentialInvalid("the ticket was used already, or is none of ours")
+            raise TicketInvalid("the ticket is none of ours")
+        if not record.principal:
+            raise TicketUsed("the ticket was used already; each opens one socket")
         if record.expires_at <= self._clock.now():
             raise CredentialExpired("the ticket has expired")
         if record.origin != origin:
-            raise NotAllowed("this ticket", "a page of another origin asked for it")
+            raise OriginRefused("this ticket", "a page of another origin asked for it")
         return msgspec.json.decode(record.principal, type=Principal)

@@ -16,7 +16,16 @@ import jwt
 import msgspec
 
 from qraf.clock import Clock
-from qraf.errors import CredentialExpired, CredentialInvalid, InvalidRequest, StorageFailed
+from qraf.errors import (
+    CredentialExpired,
+    CredentialInvalid,
+    InvalidRequest,
+    StorageFailed,
+    TokenAlgorithmRefused,
+    TokenAudienceWrong,
+    TokenIssuerWrong,
+    TokenNotYetValid,
+)
 from qraf.gateway.loopback import is_loopback
 from qraf.gateway.security.principal import ROLES, Principal, Role, check_role, scopes_of
 from qraf.settings import JwtSettings
@@ -34,6 +43,7 @@ _MIN_SECRET_BYTES = 32  # RFC 7518, section 3.2
 _MAX_SUBJECT = 256  # as wide as the journal's columns; cut shorter, two subjects could be one
 _LAST_S = 253_402_300_800 - 86_400  # what datetime can still say, with every leeway
 _OF_TYPE = {"RS256": ("RSA", None), "ES256": ("EC", "P-256")}
+_UNSIGNED = "the token's signature is by no key of ours"  # the same for a key id that is not known
 
 
 class KeySet:
@@ -60,7 +70,7 @@ class KeySet:
         if found is None:
             found = await self._look(algorithm, kid, _AGAIN_S)
         if found is None:
-            raise CredentialInvalid(f"no {algorithm} key of the key set goes with the token's key id")
+            raise CredentialInvalid(_UNSIGNED)
         return found
 
     async def _look(self, algorithm: str, kid: str | None, fresh_s: float) -> jwt.PyJWK | None:
@@ -134,10 +144,11 @@ class Tokens:
             raise InvalidRequest(f"must have {_MIN_SECRET_BYTES} bytes at least", "/auth/jwt/secret")
 
     async def verify(self, text: str) -> Principal:
-        """Whose a token is.
+        """Whose a token is. What its claims say is looked at, and told, after its signature.
 
         Raises:
             CredentialInvalid: says what of it is wrong. CredentialExpired: its time is over.
+            TokenAlgorithmRefused, TokenAudienceWrong, TokenIssuerWrong, TokenNotYetValid: as their names say.
             StorageFailed: the key set cannot be read.
         """
         if not self.is_configured:
@@ -157,7 +168,8 @@ class Tokens:
             key = await self._set.find(algorithm, kid if isinstance(kid, str) else None)
         else:
             allowed = (["HS256"] if self._secret else []) + ([*_OF_TYPE] if self._set else [])
-            raise CredentialInvalid(f"the token's algorithm must be {' or '.join(allowed)}, but is {algorithm!r:.40}")
+            need = " or ".join(allowed)
+            raise TokenAlgorithmRefused(f"the token's algorithm must be {need}, but is {algorithm!r:.40}")
         return self._principal(self._claims(text, key, algorithm))
 
     def _claims(self, text: str, key: Any, algorithm: str) -> dict[str, Any]:
@@ -174,15 +186,15 @@ class Tokens:
         except jwt.ExpiredSignatureError:
             raise CredentialExpired("the token has expired") from None
         except jwt.ImmatureSignatureError:
-            raise CredentialInvalid("the token is not valid yet (`nbf` or `iat`)") from None
+            raise TokenNotYetValid("the token is not valid yet (`nbf` or `iat`)") from None
         except jwt.InvalidAudienceError:
-            raise CredentialInvalid("the token is for another audience (`aud`)") from None
+            raise TokenAudienceWrong("the token is for another audience (`aud`)") from None
         except jwt.InvalidIssuerError:
-            raise CredentialInvalid("the token is from another issuer (`iss`)") from None
+            raise TokenIssuerWrong("the token is from another issuer (`iss`)") from None
         except jwt.MissingRequiredClaimError as error:
             raise CredentialInvalid(f"the token has no `{error.claim}`") from None
         except jwt.InvalidSignatureError:
-            raise CredentialInvalid("the token's signature is wrong") from None
+            raise CredentialInvalid(_UNSIGNED) from None
         except (jwt.PyJWTError, ValueError, TypeError):
             raise CredentialInvalid("the token cannot be read") from None
 

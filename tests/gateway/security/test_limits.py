@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from websockets.exceptions import InvalidStatus
 
 from qraf.settings import QuotaSettings
 from tests import redis_server
-from tests.gateway.security.conftest import ORIGIN, Place, guarded
-from tests.gateway.security.test_enter import Ticketed, by_hand, refused
+from tests.gateway.security.conftest import Place, guarded
+from tests.gateway.security.test_enter import refused
 from tests.gateway.wire import Wire
 from tests.openai_server import Script
 
@@ -56,169 +53,7 @@ def items(*texts: str) -> list[dict[str, str]]:
     return [{"text": text} for text in texts]
 
 
-# ---------------------------------------------------------------------------------------------------- every refusal
-class Refusal:
-    """How somebody who may not is refused. `rest` and `socket` return status or close code, error code and detail."""
-
-    def __init__(self, place: Place, signer: Any) -> None:
-        self.place, self.signer = place, signer
-
-    async def _rest(self, credential: str | None, times: int = 1, **request: Any) -> tuple[int, str, str]:
-        async with self.place.http(credential) as http:
-            for _ in range(times):
-                response = await http.post("/v1/memory", **({"json": WRITE} | request))
-        return response.status_code, response.json()["code"], response.json()["detail"]
-
-    async def _hello(self, wire: Wire, hello: dict[str, Any] | None = None) -> tuple[int, str, str]:
-        async with wire:
-            if hello is not None:
-                await wire.send({"type": "hello"} | hello)
-            error = (await wire.recv())["error"]
-            return await wire.closed(), error["code"], error["detail"]
-
-    async def _goes_on(self, credential: str) -> tuple[int, str, str]:
-        async with wire(self.place, credential) as one:
-            for number in range(60):
-                await one.send({"type": "write", "id": str(number), **WRITE})
-            frame = await one.recv()
-            while frame["type"] != "error":
-                frame = await one.recv()
-            return await one.closed(), frame["error"]["code"], frame["error"]["detail"]
-
-
 WRITE = {"collection": "manuals", "items": items("one", "two", "three")}
-Said = tuple[int, str, str]
-Try = Callable[[Refusal], Awaitable[Said]]
-
-
-def by_credential(make: Callable[[Refusal], Awaitable[str]]) -> tuple[Try, Try]:
-    async def rest(refusal: Refusal) -> Said:
-        return await refusal._rest(await make(refusal))
-
-    async def socket(refusal: Refusal) -> Said:
-        return await refusal._hello(Wire(refusal.place.url, hello=False), {"auth": await make(refusal)})
-
-    return rest, socket
-
-
-async def _wrong(refusal: Refusal) -> str:
-    return refusal.place.keys["acme client"][:-2] + "zz"
-
-
-async def _expired(refusal: Refusal) -> str:
-    return str(refusal.signer.token(exp=time.time() - 60))
-
-
-async def _revoked(refusal: Refusal) -> str:
-    async with refusal.place.http("default admin") as http:
-        made = (await http.post("/v1/keys", json={"tenant": "acme", "role": "client"})).json()
-        await http.delete(f"/v1/keys/{made['key']}")
-    return str(made["api_key"])
-
-
-async def _none(refusal: Refusal) -> str:
-    return by_hand({"alg": "none"}, refusal.signer.claims(), b"")
-
-
-async def _elsewhere(refusal: Refusal) -> str:
-    return str(refusal.signer.token(aud="elsewhere"))
-
-
-async def _used_ticket(refusal: Refusal) -> Said:
-    async with refusal.place.http("acme client") as http:
-        ticket = (await http.post("/v1/ws-tickets", headers={"origin": ORIGIN})).json()["subprotocol"]
-    async with Ticketed(refusal.place.url, ticket, ORIGIN):
-        pass
-    return await refusal._hello(Ticketed(refusal.place.url, ticket, ORIGIN, hello=False))
-
-
-async def _bad_page(refusal: Refusal) -> Said:
-    return await refusal._rest("acme client", headers={"origin": "https://evil.example"})
-
-
-async def _bad_page_socket(refusal: Refusal) -> Said:
-    with pytest.raises(InvalidStatus) as fault:
-        async with wire(refusal.place, "acme client", origin="https://evil.example"):
-            pass
-    import json
-
-    body = json.loads(fault.value.response.body or b"{}")
-    return fault.value.response.status_code, body["code"], body["detail"]
-
-
-async def _viewer(refusal: Refusal) -> Said:
-    return await refusal._rest("acme viewer")
-
-
-async def _viewer_socket(refusal: Refusal) -> Said:
-    async with wire(refusal.place, "acme viewer") as one:
-        error = (await one.ask({"type": "write", "id": "1", **WRITE}))["error"]
-        return await one.closed(), error["code"], error["detail"]
-
-
-def by_tenant(tenant: str, times: int = 1) -> tuple[Try, Try]:
-    async def rest(refusal: Refusal) -> Said:
-        return await refusal._rest(await key(refusal.place, tenant), times)
-
-    async def socket(refusal: Refusal) -> Said:
-        return await refusal._goes_on(await key(refusal.place, tenant))
-
-    return rest, socket
-
-
-async def _many_sockets(refusal: Refusal) -> Said:
-    own = await key(refusal.place, "few-sockets")
-    async with wire(refusal.place, own):
-        return await refusal._hello(wire(refusal.place, own, hello=False), {})
-
-
-async def _nothing(refusal: Refusal) -> Said | None:
-    return None
-
-
-# what: (over REST, over a socket), REST status, code, close code (or status before the upgrade), said in detail
-REFUSALS: dict[str, tuple[tuple[Any, Any], int, str, int, str]] = {
-    "wrong key": (by_credential(_wrong), 401, "credential_invalid", 4401, "no such API key"),
-    "expired token": (by_credential(_expired), 401, "credential_expired", 4010, "the token has expired"),
-    "revoked key": (by_credential(_revoked), 401, "credential_revoked", 4401, "was revoked"),
-    "alg none": (by_credential(_none), 401, "credential_invalid", 4401, "but is 'none'"),
-    "wrong audience": (by_credential(_elsewhere), 401, "credential_invalid", 4401, "for another audience"),
-    "used ticket": ((_nothing, _used_ticket), 0, "credential_invalid", 4401, "the ticket was used already"),
-    "bad origin": ((_bad_page, _bad_page_socket), 403, "not_allowed", 403, "https://evil.example"),
-    "a viewer who writes": ((_viewer, _viewer_socket), 403, "not_allowed", 4403, "memory:write"),
-    "over quota": (by_tenant("few-items"), 429, "quota_exceeded", 4429, "quota `tenant.items` of 2 is used up"),
-    "too many requests": (by_tenant("few-requests", 5), 429, "rate_limited", 0, "`tenant.requests` allows 4"),
-    "too many frames": ((_nothing, by_tenant("few-frames")[1]), 0, "rate_limited", 4429, "`tenant.frames` allows 4"),
-    "too many sockets": ((_nothing, _many_sockets), 0, "quota_exceeded", 4429, "quota `tenant.sockets` of 1"),
-}
-NO_SOCKET = {"too many requests"}
-
-
-@pytest.mark.parametrize("what", REFUSALS)
-async def test_everybody_who_may_not_is_told_why_closed_and_noted_once(narrow, model, signer, what) -> None:
-    (rest, socket), status, code, close, said = REFUSALS[what]
-    refusal = Refusal(narrow, signer)
-    for ask, wanted, way in ((rest, status, "POST /v1/memory"), (socket, close, "WS ")):
-        if way == "WS " and what in NO_SOCKET:
-            continue
-        before = {one["seq"] for one in await lines(narrow)}
-        answer = await ask(refusal)
-        if answer is None:
-            continue
-        assert answer[:2] == (wanted, code)
-        assert said in answer[2]
-        async with asyncio.timeout(5):
-            while not (
-                new := [one for one in await lines(narrow) if one["seq"] not in before and said in one["detail"]]
-            ):
-                await asyncio.sleep(0.05)
-        [line] = new
-        assert (line["outcome"], line["action"].startswith(way)) == (code, True)
-
-
-async def lines(place: Place) -> list[dict[str, Any]]:
-    async with place.http("default admin") as http:
-        return list((await http.get("/v1/audit?limit=200")).json()["data"])
 
 
 # ------------------------------------------------------------------------------------------------------ what is told
