@@ -19,8 +19,9 @@ from qraf.errors import InvalidRequest, KeyInUse, KeyReused, LimitExceeded, Qraf
 from qraf.gateway.bodies import gate, principal, whole_body
 from qraf.settings import RepeatSettings
 from qraf.storage.answers import AnswerTable, KeptAnswer
+from qraf.tenants import inside
 
-__all__ = ["HEADER", "REPLAYED", "Repeats", "Route", "key_of", "made_id", "repeatable", "unrepeatable"]
+__all__ = ["HEADER", "REPLAYED", "Repeats", "Route", "about_session", "key_of", "made_id", "repeatable", "unrepeatable"]
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,13 @@ class Repeats:
         asked: bytes,
         work: Callable[[], Awaitable[Response]],
         is_kept: Callable[[Response], bool],
+        session: Callable[[], str | None] = lambda: None,
     ) -> Response:
         """The answer of `work`, or the one that it gave when the same was asked before.
 
-        What fails, and what `is_kept` does not want, frees the key. Cancel: the key stays taken until its lease ends,
-        because nobody knows how far the work came.
+        `session` tells, after the work, whose the answer is; it is erased with it. What fails, and what `is_kept` does
+        not want, frees the key. Cancel: the key stays taken until its lease ends, because nobody knows how far the work
+        came.
 
         Raises:
             KeyReused: the key came with another request. KeyInUse: that one is not answered yet.
@@ -79,7 +82,7 @@ class Repeats:
             body=body if len(body) <= settings.max_answer_bytes else b"",
             is_whole=len(body) <= settings.max_answer_bytes,
         )
-        await self._note(table.finish, tenant, key, attempt, answer, settings.kept_s)
+        await self._note(table.finish, tenant, key, attempt, answer, settings.kept_s, session())
         self._taken += 1
         if self._taken % _TRIM_EVERY == 0:
             await self._note(table.trim, tenant, settings.max_answers)
@@ -117,10 +120,19 @@ def repeatable(route: Route, is_kept: Callable[[Response], bool] = lambda _: Tru
             digest.update(part.encode() + b"\0")
         digest.update(await whole_body(request, most))
         tenant = principal(request).tenant
-        request.scope["state"]["repeat"] = (tenant, key, digest.hexdigest())
-        return await gate(request).repeats.once(tenant, key, digest.digest(), lambda: route(request), is_kept)
+        state = request.scope["state"]
+        state["repeat"] = (tenant, key, digest.hexdigest())
+        return await gate(request).repeats.once(
+            tenant, key, digest.digest(), lambda: route(request), is_kept, lambda: state.get("repeat_session")
+        )
 
     return asked
+
+
+def about_session(request: Request, session: str | None) -> None:
+    """The answer will be about a session of the tenant: where it is kept it goes with it."""
+    if session is not None:
+        request.scope["state"]["repeat_session"] = inside(principal(request).tenant, session)
 
 
 def unrepeatable(request: Request) -> None:

@@ -1,9 +1,9 @@
 """Answers kept for a request that comes again: what was asked under an `Idempotency-Key`, and what came of it.
 
 The row is there before the work begins, so that of two requests with one key, on whichever gateways, one works. It is
-sealed under the key of its tenant's states: neither the client's key nor what was asked can be read from it. Nothing
-here waits for the disk: what a request wrote does, and a repeat finds that by its ids where the row was lost with the
-machine.
+sealed under the key of its tenant's states: neither the client's key nor what was asked can be read from it. An answer
+about a session is sealed under that session's key and goes with it. Nothing here waits for the disk: what a request
+wrote does, and a repeat finds that by its ids where the row was lost with the machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from qraf.clock import Clock
 from qraf.errors import SealBroken
+from qraf.records import session_memory
 from qraf.storage import tables
 from qraf.storage.keyring import Keyring
 from qraf.storage.line import Line, retried
@@ -64,18 +65,29 @@ class AnswerTable:
                 # the same attempt: the call was made again because its own answer was lost
                 return None if row.attempt == attempt else self._opened(connection, row)
             made = {"name": row_name, "tenant": tenant, "attempt": attempt, "is_done": False, "begun_at": now}
-            made |= {"expires_at": now + lease_s, **self._sealed(connection, tenant, row_name, KeptAnswer(asked=asked))}
+            sealed = self._sealed(connection, tenant, row_name, KeptAnswer(asked=asked), None)
+            made |= {"expires_at": now + lease_s, **sealed}
             connection.execute(insert(_answers).values(**made))
         return None
 
     @retried
-    def finish(self, tenant: str, name: str, attempt: str, answer: KeptAnswer, kept_s: float) -> None:
-        """Keep the answer of an attempt; one that has lost its name meanwhile keeps nothing."""
+    def finish(
+        self, tenant: str, name: str, attempt: str, answer: KeptAnswer, kept_s: float, session: str | None = None
+    ) -> None:
+        """Keep the answer of an attempt; one that has lost its name meanwhile keeps nothing.
+
+        `session`: that the answer is about, as it is known inside; where it is gone already, the name is free again.
+        """
         row_name = _name(tenant, name)
         with self._write("keep an answer", "relaxed") as connection:
-            change = self._sealed(connection, tenant, row_name, answer)
-            change |= {"is_done": True, "expires_at": self._clock.now() + kept_s}
             own = (_answers.c.name == row_name, _answers.c.attempt == attempt)
+            if session is not None:
+                there = select(tables.sessions.c.id).where(tables.sessions.c.id == session)
+                if connection.execute(there).first() is None:
+                    connection.execute(delete(_answers).where(*own))
+                    return
+            change = self._sealed(connection, tenant, row_name, answer, session)
+            change |= {"is_done": True, "expires_at": self._clock.now() + kept_s}
             connection.execute(update(_answers).where(*own).values(**change))
 
     @retried
@@ -96,28 +108,30 @@ class AnswerTable:
             old = (_answers.c.tenant == tenant, _answers.c.is_done, _answers.c.begun_at <= last)
             return int(connection.execute(delete(_answers).where(*old)).rowcount)
 
-    def _sealed(self, connection: Connection, tenant: str, name: bytes, answer: KeptAnswer) -> dict[str, object]:
-        scope, plain = _scope(tenant), _pack(answer)
+    def _sealed(
+        self, connection: Connection, tenant: str, name: bytes, answer: KeptAnswer, session: str | None
+    ) -> dict[str, object]:
+        scope, plain = _scope(tenant, session), _pack(answer)
         key = self._keyring.current(connection, {scope}).get(scope)
         if key is None:
-            return {"body": plain, "key": None}
-        return {"body": key.seal(plain, _belongs(tenant, name)), "key": key.id}
+            return {"body": plain, "key": None, "session": session}
+        return {"body": key.seal(plain, _belongs(tenant, name)), "key": key.id, "session": session}
 
     def _opened(self, connection: Connection, row: Row[tuple[object, ...]]) -> KeptAnswer:
-        body, why = bytes(row.body), "it was changed or is another's"
+        body, scope, why = bytes(row.body), _scope(row.tenant, row.session), "it was changed or is another's"
         try:
             if row.key is not None:
                 body = self._keyring.by_id(connection, [row.key])[row.key].open(body, _belongs(row.tenant, row.name))
-            elif self._keyring.sealed(connection, {_scope(row.tenant)}):
+            elif self._keyring.sealed(connection, {scope}):
                 why = "it is not sealed, and others are"
                 raise NotOpened
             return msgspec.msgpack.decode(body, type=KeptAnswer)
         except (KeyError, NotOpened, msgspec.DecodeError):
-            raise SealBroken(row.tenant, _scope(row.tenant), "a kept answer", why) from None
+            raise SealBroken(row.tenant, scope, "a kept answer", why) from None
 
 
-def _scope(tenant: str) -> str:
-    return f"states/{tenant}"
+def _scope(tenant: str, session: str | None) -> str:
+    return f"states/{tenant}" if session is None else session_memory(session)
 
 
 def _name(tenant: str, name: str) -> bytes:

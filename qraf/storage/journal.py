@@ -221,7 +221,8 @@ class Journal(ItemStore):
         with self._write("drop memory") as connection:
             forgotten = self._bury(connection, _items.c.memory == memory)
             if memory.startswith("s/"):
-                connection.execute(delete(tables.responses).where(tables.responses.c.session == memory[2:]))
+                for table in (tables.responses, tables.answers):
+                    connection.execute(delete(table).where(table.c.session == memory[2:]))
             erase(connection, memory)
             self._change_key(connection, memory)
         self._recent.forget(lambda _, where: where == memory)

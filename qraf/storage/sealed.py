@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, func, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, select, update
 
 from qraf.errors import SealBroken
 from qraf.records import Item, session_memory
@@ -187,12 +187,16 @@ def plain_scopes(connection: Connection) -> dict[str, int]:
 
 def seal_old(connection: Connection, scope: str, key: DataKey) -> None:
     """Seal what a scope holds unsealed, in the transaction that makes its key."""
+    answers = tables.answers
     if scope.startswith("states/"):
         _seal_old_states(connection, scope, key)
+        mine = (answers.c.tenant == scope.removeprefix("states/"), answers.c.session.is_(None))
+        connection.execute(delete(answers).where(*mine, answers.c.key.is_(None)))
         return
     erase(connection, scope)  # they are not sealed; new ones will be
     _seal_old_items(connection, scope, key)
     if scope.startswith("s/"):
+        connection.execute(delete(answers).where(answers.c.session == scope[2:], answers.c.key.is_(None)))
         plain = select(_sessions.c.id, _sessions.c.metadata).where(
             _sessions.c.id == scope[2:], _sessions.c.key.is_(None)
         )

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import select
 
 from qraf.client.reconnect import Reconnect
 from qraf.client.rest import Rest
@@ -170,3 +171,27 @@ async def test_the_client_sends_again_what_broke_off_and_it_is_carried_out_once(
     assert [b" 201 " in answer.partition(b"\r\n")[0] for answer in lost] == [True, True]
     states = (await http.get("/v1/state?limit=200")).json()["data"]
     assert [one["id"] for one in states if one["label"] == "made once"] == [made["id"]]
+
+
+async def test_an_answer_that_names_a_session_is_gone_with_the_session(http, server) -> None:
+    table, journal = tables.answers, server.service.journal.answers
+    made = (await http.post("/v1/sessions", json={"metadata": {"note": "walnuts"}}, headers=key("s1"))).json()
+    session = made["session"]
+    await http.post(f"/v1/sessions/{session}/pause", headers=key("s2"))
+    await http.post(f"/v1/sessions/{session}/resume", headers=key("s3"))
+    written = {"session": session, "items": [{"text": "walnuts", "item_id": "walnuts"}]}
+    await http.post("/v1/memory", json=written, headers=key("s4"))
+    gone = {"session": session, "filter": {"field": "item_id", "eq": "walnuts"}}
+    await http.post("/v1/memory/forget", json=gone, headers=key("s5"))
+    with journal._write("look") as connection:
+        held = connection.execute(select(table.c.body).where(table.c.session == session)).scalars().all()
+    assert len(held) == 5
+    assert b"walnuts" in b"".join(map(bytes, held))
+    await http.delete(f"/v1/sessions/{session}")
+    with journal._write("look") as connection:
+        assert not [body for body in connection.execute(select(table.c.body)).scalars() if session.encode() in body]
+    again = await http.post("/v1/memory", json=written, headers=key("s4"))
+    assert (again.status_code, again.json()["code"]) == (404, "session_not_found")
+    for name in ("a/b", "%2e"):
+        refused = await http.post("/v1/memory", json=written | {"session": name}, headers=key(f"s-{name[0]}"))
+        assert (refused.status_code, refused.json()["code"]) == (404, "session_not_found")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 
 from sqlalchemy import select, update
 
@@ -10,6 +11,7 @@ from qraf.errors import SealBroken
 from qraf.storage import tables
 from qraf.storage.answers import KeptAnswer
 from qraf.storage.journal import Journal
+from qraf.storage.records import SessionRecord
 
 DONE = KeptAnswer(asked=b"a", status=201, headers={"etag": '"1"'}, body=b'{"text": "walnuts"}')
 
@@ -74,4 +76,49 @@ def test_a_kept_answer_is_sealed_and_opens_under_its_own_name_only(tmp_path, clo
         with contextlib.suppress(SealBroken):
             opened.append(journal.answers.begin("acme", name, b"asked for nuts", "two", 60))
     assert opened == [DONE]
+    journal.close()
+
+
+def test_an_answer_about_a_session_goes_with_it_and_old_copies_of_it_do_not_open(tmp_path, clock, masters) -> None:
+    path = tmp_path / "journal.db"
+    for keys in (masters, None):
+        journal = Journal.open(f"sqlite:///{path}", clock, keys)
+        table = journal.answers
+        journal.create_session(SessionRecord(id="acme/ann", created_at=1.0))
+        for name in ("k1", "k2"):
+            assert table.begin("acme", name, b"a", "one", 60) is None
+        table.finish("acme", "k1", "one", DONE, 60, "acme/ann")
+        assert table.begin("acme", "k1", b"a", "two", 60) == DONE
+        journal.close()
+        old = tmp_path / "old.db"
+        shutil.copy(path, old)
+        journal = Journal.open(f"sqlite:///{path}", clock, keys)
+        assert journal.delete_session("acme/ann")
+        journal.answers.finish("acme", "k2", "one", DONE, 60, "acme/ann")  # it was erased meanwhile
+        journal.drop_memory("s/acme/ann")
+        for name in ("k1", "k2"):
+            assert journal.answers.begin("acme", name, b"a", "three", 60) is None
+        journal.close()
+        assert b"walnuts" not in b"".join(file.read_bytes() for file in tmp_path.glob("journal.db*"))
+        assert (b"walnuts" in old.read_bytes()) == (keys is None)
+        if keys is not None:  # and the key that opens the old copy is not in the journal any more
+            with Journal.open(f"sqlite:///{path}", clock, keys)._read("look") as connection:
+                scopes = connection.execute(select(tables.data_keys.c.scope)).scalars().all()
+            assert set(scopes) <= {"journal", "states/acme"}
+        path.unlink()
+
+
+def test_answers_of_before_the_journal_was_sealed_are_let_go(tmp_path, clock, masters) -> None:
+    url = f"sqlite:///{tmp_path / 'journal.db'}"
+    journal = Journal.open(url, clock)
+    journal.create_session(SessionRecord(id="acme/ann", created_at=1.0))
+    for name, session in (("k1", "acme/ann"), ("k2", None)):
+        journal.answers.begin("acme", name, b"a", "one", 60)
+        journal.answers.finish("acme", name, "one", DONE, 60, session)
+    journal.close()
+    journal = Journal.open(url, clock, masters)
+    journal.seal_plain()
+    assert journal.answers.begin("acme", "k1", b"a", "two", 60) is None
+    assert journal.answers.begin("acme", "k3", b"a", "two", 60) is None  # makes the key of the tenant's states
+    assert journal.answers.begin("acme", "k2", b"a", "two", 60) is None
     journal.close()

@@ -12,7 +12,7 @@ from qraf.frames import Recall, RecallDone, Write, WriteDone
 from qraf.gateway.bodies import PageQuery, answer, body_of, gate, query, read, time_out, to_frame
 from qraf.gateway.openapi import operation
 from qraf.gateway.problems import decoding_fault
-from qraf.gateway.repeats import made_id, repeatable
+from qraf.gateway.repeats import about_session, made_id, repeatable
 from qraf.gateway.routes.records import ForgetOut, ItemOut, ItemPage, ReceiptOut
 from qraf.gateway.values import check_filter
 from qraf.records import Filter, Item
@@ -77,7 +77,9 @@ TYPES = (WriteBody, WriteDone, RecallBody, RecallDone, ForgetBody, ForgetOut, It
 async def write(request: Request) -> Response:
     """Write items. Answered when they are durable and absorbed; the same `item_id` again changes nothing."""
     frame = _named(request, to_frame(Write, await read(request, WriteBody), request))
-    return answer(await gate(request).service.write(frame))
+    done = await gate(request).service.write(frame)
+    about_session(request, frame.session)
+    return answer(done)
 
 
 @router.get("/memory", openapi_extra=operation(query=ListQuery, answer=ItemPage, errors=(404,)))
@@ -122,6 +124,7 @@ async def forget(request: Request) -> Response:
     body = await read(request, ForgetBody)
     check_filter(body.filter, "/filter")
     count, receipts = await gate(request).service.forget(body.session, body.collection, body.filter, body.dry_run)
+    about_session(request, body.session)
     return answer(ForgetOut(count=count, dry_run=body.dry_run, receipts=tuple(ReceiptOut.of(r) for r in receipts)))
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from qraf.frames import SessionOpen, SessionOpened
 from qraf.gateway.bodies import PageQuery, answer, body_of, gate, query, read, to_frame
 from qraf.gateway.openapi import operation
-from qraf.gateway.repeats import made_id, repeatable
+from qraf.gateway.repeats import about_session, made_id, repeatable
 from qraf.gateway.routes.records import ReceiptOut, SessionOut, SessionPage
 from qraf.storage.records import SessionRecord
 
@@ -60,6 +60,7 @@ async def open_session(request: Request) -> Response:
     if frame.session is None:
         frame = msgspec.structs.replace(frame, session=made_id(request, "ses"))
     opened = await gate(request).service.open_session(frame)
+    about_session(request, opened.session)
     return answer(opened, 201 if opened.created else 200, {"Location": f"/v1/sessions/{opened.session}"})
 
 
@@ -112,6 +113,7 @@ async def delete_session(request: Request) -> Response:
 async def pause_session(request: Request) -> Response:
     """Refuse writes and prompts until it is resumed."""
     record = await gate(request).service.pause_session(request.path_params["session"])
+    about_session(request, record.id)
     return answer(SessionOut.of(record, _node(request, record)))
 
 
@@ -120,6 +122,7 @@ async def pause_session(request: Request) -> Response:
 async def resume_session(request: Request) -> Response:
     """End a pause."""
     record = await gate(request).service.resume_session(request.path_params["session"])
+    about_session(request, record.id)
     return answer(SessionOut.of(record, _node(request, record)))
 
 
