@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qraf.errors import InvalidRequest, QrafError
 from qraf.operations.arrays import at, tensor_of
-from qraf.operations.batches import array_out, check_form, in_groups
+from qraf.operations.batches import array_out, in_groups
 from qraf.operations.given import densities_of
 from qraf.operations.optimize import check_rank
 from qraf.service_orders import Align, Aligned, Alignment, Form, Matrices, Repair, Repaired, RepairedState, Syndromes
@@ -32,10 +32,9 @@ def repair(orders: Sequence[Repair]) -> list[Repaired | QrafError]:
         try:
             if order.noise is not None and not 0 <= order.noise < float("inf"):
                 raise InvalidRequest(f"must be finite and at least 0, but is {order.noise:g}", "/noise")
-            found = densities_of(order.matrices, order.states)
+            found = densities_of(order.matrices, order.states, order.form)
             for matrix, pointer in found:
                 check_rank(order.rank, matrix.shape[-1], pointer)
-                check_form(order.form, matrix.numel())
             gathered.append(len(found))
             items += [((order.rank, order.noise, order.form), matrix) for matrix, _ in found]
         except QrafError as fault:

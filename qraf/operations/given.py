@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qraf.errors import InvalidRequest, LimitExceeded, NotFound
-from qraf.operations.batches import matrices_of
+from qraf.operations.batches import check_form, matrices_of
 from qraf.operations.budget import Budget
 from qraf.operations.prepare import prepare
 from qraf.operations.state import Made
-from qraf.service_orders import Matrices
+from qraf.service_orders import Form, Matrices
 from qraf.state_orders import Operand, Preparation
 from qraf.states.state import State
 
@@ -40,20 +40,26 @@ def states_of(operands: Sequence[Operand], pointer: str) -> list[State]:
     return [one.state for one in made]
 
 
-def densities_of(matrices: Matrices | None, operands: Sequence[Operand] | None) -> list[tuple[Tensor, str]]:
+def densities_of(matrices: Matrices | None, operands: Sequence[Operand] | None, form: Form) -> list[tuple[Tensor, str]]:
     """Matrices (d, d) with their pointers: those of `matrices`, or the density matrices of `states`.
 
     Raises:
-        InvalidRequest: none, or one that does not fit, by its pointer. LimitExceeded: they have too many bytes.
+        InvalidRequest: none, or one that does not fit, by its pointer, or that `form` does not hold.
+        LimitExceeded: they have too many bytes.
     """
     if (matrices is None) == (operands is None):
         raise InvalidRequest("give one of `matrices` and `states`", "/matrices")
     if matrices is not None:
-        return matrices_of(matrices, "/matrices")
+        found = matrices_of(matrices, "/matrices")
+        for matrix, _ in found:
+            check_form(form, matrix.numel())
+        return found
     states = states_of(operands or (), "/states")
     total = sum(one.d**2 * one.factor.element_size() for one in states)
-    if total > BYTES_MAX:  # before they are made
+    if total > BYTES_MAX:  # this and the form: before they are made
         raise LimitExceeded("bytes of the density matrices of one order", BYTES_MAX, total)
+    for one in states:
+        check_form(form, one.d**2)
     return [(state.rho(), f"/states/{index}") for index, state in enumerate(states)]
 
 

@@ -43,10 +43,9 @@ def nearest(orders: Sequence[Nearest]) -> list[NearestStates | QrafError]:
     items: list[tuple[tuple[int | None, Form], Tensor]] = []
     for order in orders:
         try:
-            found = densities_of(order.matrices, order.states)
+            found = densities_of(order.matrices, order.states, order.form)
             for matrix, pointer in found:
                 check_rank(order.rank, matrix.shape[-1], pointer)
-                check_form(order.form, matrix.numel())
             gathered.append([matrix for matrix, _ in found])
             items += [((order.rank, order.form), matrix) for matrix, _ in found]
         except QrafError as fault:
