@@ -169,7 +169,10 @@ class QuotaSettings(_Slice):
     subject as `TENANT sub:NAME`), and `tenants` some of `tenant` for one tenant.
     """
 
-    storage: str = Field("memory", description="where rates are counted: `memory`, or `redis://...` for all gateways")
+    storage: str = Field(
+        "memory",
+        description="where rates, sockets and responses are counted: `memory`, or `redis://...` for all gateways",
+    )
     storage_timeout_s: float = Field(0.25, gt=0, description="a Redis that takes longer counts as away")
     tenant: Allowance = Allowance()
     key: Allowance = Allowance()
@@ -282,6 +285,7 @@ class SnapshotSettings(_Slice):
     min_items: int = Field(512, ge=1, description="smaller memories are as quickly read from the journal")
     max_bytes: int = Field(1024**3, ge=1024, description="of larger memories none are made")
     drain_s: float = Field(5.0, ge=0, le=8, description="for the last ones, when a host stops")
+    restore_s: float = Field(30.0, gt=0, description="a memory waits so long for its own; then it reads the journal")
 
 
 class StateSettings(_Slice):

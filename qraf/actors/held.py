@@ -50,7 +50,9 @@ class Held:
     figures: Figures | None = None
     items: int = 0
     bytes: int = 0
-    is_new: bool = True  # nothing was read for it yet
+    is_new: bool = True  # no snapshot was looked for yet
+    restoring: threading.Lock = field(default_factory=threading.Lock)  # who looks for one; taken before `lock`
+    found: tuple[Memory, int] | None = None  # the memory of a snapshot, and how far it goes, until somebody uses it
     saved_version: int = 0  # what the newest snapshot holds
     saved_at: float = field(default_factory=time.monotonic)
     wait_until: float = 0.0  # none could be made a moment ago

@@ -108,11 +108,12 @@ class Memories:
                     held = Held(self._new_memory(memory), is_shared=memory.startswith("c/"))
                     self._held[memory] = held
                 self._held.move_to_end(memory)
+            self._restore(memory, held)
             with held.lock:
                 if held.is_gone:
                     continue
                 if held.is_stale or refresh or not self._is_home(memory):
-                    self._restore(memory, held)
+                    self._begin(held)
                     self._drop_forgotten(memory, held)
                     self._catch_up(memory, held)
                     if self.spec.capacity_bytes:  # what the journal has is taken in; others make room for it
@@ -151,13 +152,19 @@ class Memories:
         return hashlib.sha256(repr((*facts, memory.max_bytes, whitens, share)).encode()).hexdigest()
 
     def _restore(self, memory: str, held: Held) -> None:
-        """Begin with the newest snapshot, if there is one, before anything else was read."""
+        """Look for the newest snapshot, before anything else is read; not under the lock, for its place may be slow."""
         if self._snapshots is None or not held.is_new:
             return
-        found = self._snapshots.restore(memory, self._fit(held.memory), lambda: self._new_memory(memory))
-        held.is_new = False
-        if found is not None:
-            held.memory, held.synced_seq = found
+        with held.restoring:
+            if held.is_new:
+                fit = self._fit(held.memory)
+                held.found = self._snapshots.restore(memory, fit, lambda: self._new_memory(memory))
+                held.is_new = False
+
+    def _begin(self, held: Held) -> None:
+        """Become what a snapshot gave, under the lock."""
+        if held.found is not None:
+            (held.memory, held.synced_seq), held.found = held.found, None
             held.saved_version = held.memory.version
             self._changed(held)
 

@@ -40,12 +40,16 @@ class Spell:
 
 
 class SnapshotStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Snapshots of a host since it was made; `failing_since` (seconds since 1970) while they cannot be made."""
+    """Snapshots of a host since it was made; `failing_since` (seconds since 1970) while they cannot be made.
+
+    `late`: memories that were rebuilt without one because their place did not answer in time.
+    """
 
     made: int = 0
     bytes: int = 0
     restored: int = 0
     refused: int = 0
+    late: int = 0
     failed: int = 0
     failing_since: float = 0.0
     reason: str = ""

@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from qraf.clock import Clock
 from qraf.errors import InvalidState, KeysMissing, LimitExceeded, NodeDown, QrafError, StorageFailed
 from qraf.memory.memory import Memory, Parts
 from qraf.settings import SnapshotSettings
+from qraf.storage.errands import Errands
 from qraf.storage.fences import Fence
 from qraf.storage.journal import Journal
 from qraf.storage.seal import DataKey
@@ -29,6 +31,7 @@ from qraf.storage.snapshots import Snapshot, read_parts
 __all__ = ["Keeper", "Snapshots", "read_snapshot"]
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _LOOK_EVERY_S = 1.0
 _SWEEP_EVERY_S = 60.0
@@ -50,7 +53,7 @@ class Snapshots:
     def __init__(self, journal: Journal, settings: SnapshotSettings, fence: Fence | None, clock: Clock) -> None:
         self.settings = settings
         self._journal, self._fence, self._clock = journal, fence, clock
-        self._store = SnapshotStore(settings.url)
+        self._store, self._errands = SnapshotStore(settings.url), Errands()
         self._turn = threading.Lock()  # who writes a file
         self._sweeping = threading.Lock()  # who deletes files
         self._watch = threading.Condition()  # guards the fields below
@@ -137,7 +140,8 @@ class Snapshots:
     def _give_up(self, id: str) -> None:
         """Leave nothing of a snapshot that does not count; what cannot be done now a sweep does."""
         try:
-            self._store.delete(id)
+            until = time.monotonic() + _ABANDON_S
+            self._within("delete snapshot", partial(self._store.delete, id), until)
             self._journal.snapshots.refuse(id, self._fence)
         except QrafError as fault:
             _log.warning("snapshot '%s' is left for a sweep: %s", id, fault)
@@ -145,24 +149,29 @@ class Snapshots:
     # ----------------------------------------------------------------------------------------------------- forgetting
     def abandon(self, memory: str) -> None:
         """Write no snapshot of a memory to its end that holds what the journal has forgotten; and delete those."""
+        until = time.monotonic() + _ABANDON_S
         with self._watch:
             self._is_abandoned |= self._writing == memory
             if not self._watch.wait_for(lambda: self._writing != memory, _ABANDON_S):
                 _log.error("a snapshot of memory '%s' that was erased is still being written: its place hangs", memory)
-        self.sweep()
+        self.sweep(until)
 
-    def sweep(self) -> None:
-        """Delete the files of erased snapshots; what fails, or hangs, is told, and left for the next time."""
-        if not self._sweeping.acquire(timeout=_ABANDON_S):
+    def sweep(self, until: float | None = None) -> None:
+        """Delete the files of erased snapshots; what fails, or hangs, is told, and left for the next time.
+
+        `until`: monotonic seconds, 10 s from now if not given.
+        """
+        until = time.monotonic() + _ABANDON_S if until is None else until
+        if not self._sweeping.acquire(timeout=max(0.0, until - time.monotonic())):
             _log.warning("files of erased snapshots are still there: somebody else has been at it for %g s", _ABANDON_S)
             return
         try:
-            store = self._store.find()
+            store = self._within("find the place of snapshots", self._store.find, until)
             if not store or not self._journal.snapshots.num_erased(store):
                 return
             erased = self._journal.snapshots.erased(store)
             for one in erased:
-                self._store.delete(one)
+                self._within("delete snapshot", partial(self._store.delete, one), until)
             self._journal.snapshots.remove(erased)
         except QrafError as fault:
             _log.warning("files of erased snapshots are still there: %s", fault)
@@ -173,25 +182,30 @@ class Snapshots:
     def restore(self, memory: str, fit: str, make: Callable[[], Memory]) -> tuple[Memory, int] | None:
         """The memory of the newest snapshot that fits and is whole, and up to where it lacks nothing of the journal.
 
-        None: there is none; the journal has everything. One that is not whole is refused, named in the log, and
-        deleted.
+        None: there is none, or its place did not answer within `restore_s`; the journal has everything. One that is
+        not whole is refused, named in the log, and deleted.
 
         Raises:
             KeysMissing: the master key that its key needs is not there.
             StorageFailed: the journal failed.
         """
+        until = time.monotonic() + self.settings.restore_s
         try:
-            store = self._store.find()
+            store = self._within("find the place of snapshots", self._store.find, until)
         except StorageFailed as fault:
-            _log.warning("memory '%s' is rebuilt without a snapshot: %s", memory, fault)
+            self._did_without(memory, fault)
             return None
         table = self._journal.snapshots
         for one in table.newest(memory, store, fit) if store else ():
             try:
-                restored = read_snapshot(self._journal, self._store, one, make())
+                data = self._within("read snapshot", partial(self._store.read, one.id), until)
+                restored = read_snapshot(self._journal, one, data, make())
             except KeysMissing:
                 raise
             except StorageFailed as fault:
+                if isinstance(fault.__cause__, TimeoutError):
+                    self._did_without(memory, fault)
+                    return None
                 _log.warning("%s cannot be read: %s", _named(one), fault)
             except QrafError as fault:
                 if one not in table.newest(memory, store, fit):
@@ -210,6 +224,18 @@ class Snapshots:
     def failed(self, reason: str) -> None:
         """Count a snapshot that could not be made."""
         self._count(failed=1, reason=reason)
+
+    def _did_without(self, memory: str, fault: StorageFailed) -> None:
+        _log.warning("memory '%s' is rebuilt from the journal alone: %s", memory, fault)
+        if isinstance(fault.__cause__, TimeoutError):
+            self._count(late=1)
+
+    def _within(self, what: str, work: Callable[[], _T], until: float) -> _T:
+        """What a call to the place gives that may hang; StorageFailed once it is late."""
+        try:
+            return self._errands.run(work, until)
+        except TimeoutError as late:
+            raise StorageFailed(what, str(late)) from late
 
     def _enter(self, memory: str) -> None:
         with self._watch:
@@ -231,15 +257,15 @@ class Snapshots:
             self._stats = msgspec.structs.replace(old, **changes)
 
 
-def read_snapshot(journal: Journal, store: SnapshotStore, one: Snapshot, memory: Memory) -> Memory:
-    """Put a snapshot into an empty memory; what has expired since is forgotten.
+def read_snapshot(journal: Journal, one: Snapshot, data: bytes | None, memory: Memory) -> Memory:
+    """Put a snapshot, of its file's bytes, into an empty memory; what has expired since is forgotten.
 
     Raises:
         InvalidState: its file is not there or torn, another's, or holds what was forgotten.
         SealBroken: its key does not open, so it is another memory's or an older one.
-        StorageFailed: journal or place failed.
+        StorageFailed: the journal failed.
     """
-    facts, arrays = read_parts(journal.snapshots, store, one)
+    facts, arrays = read_parts(journal.snapshots, one, data)
     try:
         memory.put((facts, arrays))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:

@@ -70,7 +70,7 @@ def _rows(data: Path | None, verifies: bool) -> list[dict[str, Any]]:
             row |= {"bytes": one.size, "through": one.through, "made_at": format_time(one.made_at)}
             if verifies and store is not None and one.store == place:
                 try:
-                    read_parts(journal.snapshots, store, one)
+                    read_parts(journal.snapshots, one, store.read(one.id))
                     row["fault"] = ""
                 except (InvalidState, SealBroken) as fault:
                     row["fault"] = str(fault)

@@ -91,7 +91,7 @@ class Meters:
         )
         self._snapshots = Counter(
             "qraf_snapshots",
-            "Snapshots of memories: made, failed, restored (a memory began with one), refused (not whole)",
+            "Snapshots of memories: made, failed, restored (a memory began with one), refused (not whole), late (not read)",
             ["outcome"],
             registry=registry,
         )
@@ -116,7 +116,7 @@ class Meters:
             last_epoch, before = self._snapshots_seen.get(host, (epoch, SnapshotStats()))
             if last_epoch != epoch or now.made < before.made:
                 before = SnapshotStats()
-            for outcome in ("made", "failed", "restored", "refused"):
+            for outcome in ("made", "failed", "restored", "refused", "late"):
                 self._snapshots.labels(outcome).inc(max(0, getattr(now, outcome) - getattr(before, outcome)))
             self._snapshot_bytes.inc(max(0, now.bytes - before.bytes))
             self._snapshots_seen[host] = epoch, now

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
@@ -147,14 +146,12 @@ class SnapshotStore:
         self._root = str(root).rstrip("/")
         self._is_local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
         self._id = ""
-        self._lock = threading.Lock()
 
     def find(self) -> str:
         """The id of the place; empty while nothing was ever written there."""
-        with self._lock:
-            if not self._id:
-                self._id = self._read_id()
-            return self._id
+        if not self._id:
+            self._id = self._read_id()
+        return self._id
 
     def make(self) -> str:
         """The id of the place, which is made if it is not there, for its owner alone."""

@@ -26,7 +26,7 @@ from qraf.storage.fences import Fence, hold
 from qraf.storage.keyring import Keyring
 from qraf.storage.line import Line, retried
 from qraf.storage.seal import DataKey, NotOpened, bound, new_key
-from qraf.storage.snapshot_files import Parts, SnapshotStore, opened, parts_of
+from qraf.storage.snapshot_files import Parts, opened, parts_of
 from qraf.tenants import tenant_of
 
 __all__ = ["Snapshot", "SnapshotTable", "erase", "read_parts"]
@@ -239,15 +239,14 @@ class SnapshotTable:
             return [_snapshot(row) for row in connection.execute(query).all()]
 
 
-def read_parts(table: SnapshotTable, store: SnapshotStore, one: Snapshot) -> Parts:
-    """What stands in a snapshot.
+def read_parts(table: SnapshotTable, one: Snapshot, data: bytes | None) -> Parts:
+    """What stands in a snapshot, of its file's bytes; None: there is no file.
 
     Raises:
         InvalidState: its file is not there or torn, another's, or holds what was forgotten.
         SealBroken: its key does not open, so it is another memory's or an older one.
-        StorageFailed: journal or place failed.
+        StorageFailed: the journal failed.
     """
-    data = store.read(one.id)
     if data is None:
         raise InvalidState("snapshot", "have a file", "has none")
     if not hmac.compare_digest(hashlib.sha256(data).digest(), one.digest):

@@ -307,7 +307,21 @@ def test_a_memory_that_was_not_told_what_to_forget_learns_of_it_when_no_snapshot
     assert state(place.node()) == state(node)
 
 
-def test_a_place_that_hangs_holds_one_of_those_who_forget_and_no_more(
+def hang(store: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let a method of a place hang; what tells that it does, and what lets it go on."""
+    hangs, goes_on = threading.Event(), threading.Event()
+    usual = getattr(store, method)
+
+    def slow(*args: Any) -> Any:
+        hangs.set()
+        assert goes_on.wait(30)
+        return usual(*args)
+
+    monkeypatch.setattr(store, method, slow)
+    return hangs, goes_on
+
+
+def test_a_place_that_hangs_holds_nobody_who_forgets(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     snapshots = place.snapshots()
@@ -316,24 +330,69 @@ def test_a_place_that_hangs_holds_one_of_those_who_forget_and_no_more(
     node.absorb("s/ann", items)
     assert node.snapshot("s/ann")
     place.journal.tombstone("s/ann", [items[0].seq])
-    hangs, goes_on = threading.Event(), threading.Event()
-    delete = snapshots._store.delete
-
-    def slow(id: str) -> None:
-        hangs.set()
-        assert goes_on.wait(10)
-        delete(id)
-
-    monkeypatch.setattr(snapshots._store, "delete", slow)
-    monkeypatch.setattr("qraf.actors.snapshots._ABANDON_S", 0.05)
-    first = threading.Thread(target=lambda: snapshots.abandon("s/ann"))
-    first.start()
-    assert hangs.wait(10)
+    hangs, goes_on = hang(snapshots._store, "delete", monkeypatch)
+    monkeypatch.setattr("qraf.actors.snapshots._ABANDON_S", 0.5)
     snapshots.abandon("s/ann")
-    assert "somebody else has been at it" in caplog.text
+    assert hangs.is_set()
+    snapshots.abandon("s/ann")
+    assert "an earlier call still hangs" in caplog.text
+    assert len([one for one in threading.enumerate() if one.name == "errand"]) == 1
     goes_on.set()
-    first.join(10)
-    assert place.files() == []
+    until(lambda: not snapshots._errands.is_hanging)
+    snapshots.sweep()
+    assert (place.files(), place.journal.snapshots.num_erased(snapshots._store.find())) == ([], 0)
+
+
+@pytest.mark.parametrize("method", ["find", "read"])
+def test_a_memory_whose_place_hangs_is_read_from_the_journal_and_others_do_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    place = Place(tmp_path, restore_s=0.3)
+    for memory in ("s/ann", "s/ben"):
+        lost = place.node()
+        lost.absorb(memory, place.commit(20, memory))
+        assert lost.snapshot(memory)
+    snapshots = place.snapshots()
+    fresh = place.node(snapshots=snapshots)
+    hangs, goes_on = hang(snapshots._store, method, monkeypatch)
+    opening = threading.Thread(target=lambda: fresh.figures("s/ann"))
+    opening.start()
+    assert hangs.wait(10)
+    assert fresh._held["s/ann"].lock.acquire(timeout=0.1)  # it is free while the place is asked
+    fresh._held["s/ann"].lock.release()
+    opening.join(10)
+    assert state(fresh) == state(place.plain())
+    assert "memory 's/ann' is rebuilt from the journal alone" in caplog.text
+    assert "no answer in 0.3 s" in caplog.text
+    assert state(fresh, "s/ben") == state(place.plain(), "s/ben")  # at once: the place still hangs
+    assert "memory 's/ben' is rebuilt from the journal alone" in caplog.text
+    assert (snapshots.stats.late, snapshots.stats.restored, snapshots.stats.refused) == (2, 0, 0)
+    goes_on.set()
+    until(lambda: not snapshots._errands.is_hanging)
+    fresh.drop("s/ann")
+    assert state(fresh) == state(place.plain())
+    assert snapshots.stats.restored == 1
+    place.journal.close()
+
+
+def test_what_is_forgotten_while_a_snapshot_is_read_does_not_come_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = place.node()
+    items = place.commit(20)
+    lost.absorb("s/ann", items)
+    assert lost.snapshot("s/ann")
+    snapshots = place.snapshots()
+    fresh = place.node(snapshots=snapshots)
+    hangs, goes_on = hang(snapshots._store, "read", monkeypatch)
+    opening = threading.Thread(target=lambda: fresh.figures("s/ann"))
+    opening.start()
+    assert hangs.wait(10)
+    place.journal.tombstone("s/ann", [items[3].seq])
+    goes_on.set()
+    opening.join(10)
+    assert fresh.figures("s/ann").items == 19
+    assert state(fresh) == state(place.plain())
 
 
 def test_what_was_only_counted_and_is_forgotten_before_the_file_is_begun_makes_none(
