@@ -312,7 +312,7 @@ class Stream:
             raise NotAuthenticated()
         self._visit = Visit(account_of(self._service.whole.accounts, self.who))
         self._service = TenantService(self._service.whole, self.who.tenant, self._visit.account)
-        self._visit.enter()
+        await self._visit.enter()
 
     async def _refresh(self, command: AuthRefresh) -> None:
         try:

@@ -15,6 +15,7 @@ from qraf.clock import Clock
 from qraf.errors import LimitExceeded, QuotaExceeded, RateExceeded, StorageFailed
 from qraf.sessions.meters import Meters
 from qraf.sessions.rates import Meter, Rates
+from qraf.sessions.seats import Count, Seats
 from qraf.sessions.usage import Ledger
 from qraf.settings import Allowance, QuotaSettings
 from qraf.storage.usage import Counts, Held, Payer, Spend, UsageTable
@@ -23,18 +24,24 @@ __all__ = ["Account", "Accounts", "Standing"]
 
 _MOST_KNOWN = 20_000
 _POLICIES = ("requests", "frames", "write_bytes", "tokens")
+_AT_ONCE = ("sockets", "responses")
 _SOON_MS = 1000
 
 
 class Share:
-    """What one key, or one tenant, may do and does. `name` is `key` or `tenant`."""
+    """What one key, or one tenant, may do and does. `name` is `key` or `tenant`; a key's is within its tenant's."""
 
-    def __init__(self, name: str, allowance: Allowance, rates: Rates, *whose: str) -> None:
-        self.name, self.allowance = name, allowance
+    def __init__(self, accounts: Accounts, name: str, allowance: Allowance, within: Share | None, *whose: str) -> None:
+        self.allowance = allowance
         self.meters: dict[str, Meter] = {
-            policy: rates.meter(f"{name}.{policy}", getattr(allowance, policy), name, *whose) for policy in _POLICIES
+            # of a subject that comes in two roles the rates are one
+            policy: accounts.rates.meter(f"{name}.{policy}", getattr(allowance, policy), name, *whose[:2])
+            for policy in _POLICIES
         }
-        self.sockets = self.responses = 0
+        self.open: dict[str, Count] = {}
+        for what in _AT_ONCE:
+            wider = None if within is None else within.open[what]
+            self.open[what] = Count(f"{name}.{what}", getattr(allowance, what), wider, *whose)
 
     @property
     def bounds(self) -> tuple[int, int, int]:
@@ -64,7 +71,7 @@ class Account:
     def is_idle(self) -> bool:
         """Whether it has nothing open."""
         own = self._shares[0]
-        return not own.sockets and not own.responses
+        return not any(count.here for count in own.open.values())
 
     # ------------------------------------------------------------------------------------------------------- rates
     async def request(self) -> None:
@@ -114,19 +121,16 @@ class Account:
             raise self.refused(refusal) from None
 
     # ------------------------------------------------------------------------------------------------------ at once
-    def enter(self, what: str) -> None:
-        """Count a socket or a running response (`sockets`, `responses`); `leave` when it ends."""
-        for share in self._shares:
-            most = getattr(share.allowance, what)
-            if getattr(share, what) >= most:
-                raise self.refused(QuotaExceeded(f"{share.name}.{what}", most, _SOON_MS))
-        for share in self._shares:
-            setattr(share, what, getattr(share, what) + 1)
+    async def enter(self, what: str) -> None:
+        """Count a socket or a running response (`sockets`, `responses`); `leave` when it ends. Cancel: not counted."""
+        try:
+            await self._accounts.seats.enter(self._shares[0].open[what])
+        except QuotaExceeded as refusal:
+            raise self.refused(refusal) from None
 
     def leave(self, what: str) -> None:
         """It is gone."""
-        for share in self._shares:
-            setattr(share, what, getattr(share, what) - 1)
+        self._accounts.seats.leave(self._shares[0].open[what])
 
     # ------------------------------------------------------------------------------------------------------- tokens
     async def check_tokens(self) -> None:
@@ -220,17 +224,20 @@ class Accounts:
     def __init__(self, settings: QuotaSettings, table: UsageTable, clock: Clock, meters: Meters) -> None:
         self.settings, self.table, self.meters = settings, table, meters
         self.rates = Rates(settings.storage, settings.storage_timeout_s, clock)
+        self.seats = Seats(self.rates)
         self.ledger = Ledger(table, clock)
         self._known: OrderedDict[tuple[str, str, str], Account] = OrderedDict()
         self._shares: OrderedDict[str, Share] = OrderedDict()
 
     def start(self) -> None:
-        """Begin to write usage."""
+        """Begin to write usage, and to tell other gateways what is open."""
         self.ledger.start()
+        self.seats.start()
 
     async def close(self) -> None:
         """Write what waits."""
         await self.ledger.close()
+        await self.seats.close()
         await self.rates.close()
 
     def of(self, tenant: str, key: str, role: str) -> Account:
@@ -241,8 +248,8 @@ class Accounts:
             return found
         whole = self._shares.get(tenant)
         if whole is None:
-            whole = self._shares[tenant] = Share("tenant", self.settings.of_tenant(tenant), self.rates, tenant)
-        own = Share("key", self.settings.of_key(tenant, key, role), self.rates, tenant, key)
+            whole = self._shares[tenant] = Share(self, "tenant", self.settings.of_tenant(tenant), None, tenant)
+        own = Share(self, "key", self.settings.of_key(tenant, key, role), whole, tenant, key, role)
         payer = Payer(tenant=tenant, key=key, of_tenant=whole.bounds, of_key=own.bounds)
         made = self._known[tenant, key, role] = Account(self, key, own, whole, payer)
         self._let_go()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerHour, RateLimitItemPerMinute
@@ -61,6 +62,7 @@ class Rates:
             *(away if isinstance(away, tuple) else (away,)),
         )
         self._calls = asyncio.Semaphore(_MAX_CALLS)
+        self._scripts: dict[str, Any] = {}
         self._rest_until = 0.0
         self.away: tuple[float, str] | None = None
         """Since when Redis has not answered (seconds since 1970), and why."""
@@ -76,6 +78,19 @@ class Rates:
             with contextlib.suppress(*self._faults):
                 await self._storage.bridge.storage.aclose()
 
+    @property
+    def are_shared(self) -> bool:
+        """Whether gateways count together."""
+        return self._shared is not None
+
+    async def script(self, text: str, keys: list[str], args: list[Any]) -> Any:
+        """What a script of Redis (Lua, version 5 or newer) gives; None where there is no Redis, or it is away."""
+        if self._storage is None:
+            return None
+        if text not in self._scripts:
+            self._scripts[text] = self._storage.bridge.storage.register_script(text)
+        return await self._asked(lambda: self._scripts[text](keys, args))
+
     async def hit(self, item: RateLimitItem, whose: tuple[str, ...], cost: int) -> bool:
         """Count `cost` if it fits into the window; whether it did."""
         return bool(await self._ask("hit", item, *whose, cost=cost))
@@ -86,22 +101,30 @@ class Rates:
         return float(stats[0]), int(stats[1])
 
     async def _ask(self, what: str, *args: Any, **kwargs: Any) -> Any:
-        if self._shared is not None and self._clock.monotonic() >= self._rest_until:
-            try:
-                async with asyncio.timeout(self._timeout_s), self._calls:
-                    answer = await getattr(self._shared, what)(*args, **kwargs)
-            except self._faults as fault:
-                self._rest_until = self._clock.monotonic() + _REST_S
-                if self.away is None:
-                    why = str(fault) or type(fault).__name__
-                    log.warning("rates are counted by this gateway alone: Redis does not answer: %s", why[:300])
-                    self.away = self._clock.now(), why[:300]
-            else:
-                if self.away is not None:
-                    log.warning("rates are counted in Redis again")
-                    self.away = None
+        if self._shared is not None:
+            answer = await self._asked(lambda: getattr(self._shared, what)(*args, **kwargs))
+            if answer is not None:
                 return answer
         return await getattr(self._own, what)(*args, **kwargs)
+
+    async def _asked(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """What Redis answers; None while it is away."""
+        if self._clock.monotonic() < self._rest_until:
+            return None
+        try:
+            async with asyncio.timeout(self._timeout_s), self._calls:
+                answer = await ask()
+        except self._faults as fault:
+            self._rest_until = self._clock.monotonic() + _REST_S
+            if self.away is None:
+                why = str(fault) or type(fault).__name__
+                log.warning("rates are counted by this gateway alone: Redis does not answer: %s", why[:300])
+                self.away = self._clock.now(), why[:300]
+            return None
+        if self.away is not None:
+            log.warning("rates are counted in Redis again")
+            self.away = None
+        return answer
 
 
 class Meter:

@@ -19,7 +19,6 @@ from qraf.clock import Clock, SystemClock
 from qraf.errors import (
     GatewayLost,
     InvalidRequest,
-    LimitExceeded,
     NodeDown,
     NotFound,
     NotReady,
@@ -369,13 +368,18 @@ class Service:
         if started is not None:
             return started
         if account is not None:
-            account.enter("responses")
+            await account.enter("responses")
         try:
-            response = self.responses.create(request.id, owner, session=request.session, key=request.key)
-        except LimitExceeded:
+            started = self._started(request)  # that may have waited, too
+            response = started or self.responses.create(request.id, owner, session=request.session, key=request.key)
+        except QrafError:
             if account is not None:
                 account.leave("responses")
             raise
+        if started is not None:
+            if account is not None:
+                account.leave("responses")
+            return started
         response.request = _digest(request) if request.key else b""
         response.model = (isinstance(request.generate, GenerateChoice) and request.generate.model) or ""
         # before the task runs: one that is cancelled at once answers its command, too
@@ -594,7 +598,9 @@ class Service:
         if (away := self.journal.away) is not None:  # recall works without it, so prompts may still be sent here
             degraded.append({"what": "journal", "since": away.since, "detail": f"writes are refused: {away.reason}"})
         if (alone := self.accounts.rates.away) is not None:
-            detail = f"rates are counted by this gateway alone: Redis does not answer: {alone[1]}"
+            detail = (
+                f"rates, sockets and responses are counted by this gateway alone: Redis does not answer: {alone[1]}"
+            )
             degraded.append({"what": "rates", "since": alone[0], "detail": detail})
         broken = self.journal.broken
         if stopped := max(len(broken), sum(view.stopped for view in self.runtime.views())):

@@ -96,23 +96,23 @@ async def test_what_the_tenant_refuses_the_key_has_not_used(journal) -> None:
 async def test_what_is_open_is_bounded_for_the_key_and_for_its_tenant(journal) -> None:
     every = accounts(journal, tenant={"sockets": 3}, key={"sockets": 2})
     first, second = every.of("acme", "k1", "client"), every.of("acme", "k2", "client")
-    first.enter("sockets")
-    first.enter("sockets")
+    await first.enter("sockets")
+    await first.enter("sockets")
     with pytest.raises(QuotaExceeded, match=r"key\.sockets"):
-        first.enter("sockets")
-    second.enter("sockets")
+        await first.enter("sockets")
+    await second.enter("sockets")
     with pytest.raises(QuotaExceeded, match=r"tenant\.sockets") as fault:
-        second.enter("sockets")
+        await second.enter("sockets")
     assert (fault.value.retryable, fault.value.retry_after_ms) == (True, 1000)
     first.leave("sockets")
-    second.enter("sockets")
+    await second.enter("sockets")
 
 
 async def test_accounts_that_are_idle_are_forgotten_and_open_ones_are_not(journal, monkeypatch) -> None:
     monkeypatch.setattr(accounts_module, "_MOST_KNOWN", 50)
     every = accounts(journal)
     kept = every.of("acme", "k0", "client")
-    kept.enter("sockets")
+    await kept.enter("sockets")
     for number in range(200):
         every.of(f"t{number}", "k", "client")
     assert len(every._known) <= 50

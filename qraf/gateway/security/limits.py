@@ -53,9 +53,9 @@ class Visit:
         self._told_at = float("-inf")
         self._is_in = False
 
-    def enter(self) -> None:
-        """Count the socket; raises QuotaExceeded where there are as many as may be."""
-        self.account.enter("sockets")
+    async def enter(self) -> None:
+        """Count the socket; raises QuotaExceeded where there are as many as may be. Cancel: it does not count."""
+        await self.account.enter("sockets")
         self._is_in = True
 
     def leave(self) -> None:

@@ -284,6 +284,39 @@ async def test_rates_hold_over_two_gateways_on_redis(models, model, tmp_path, si
             assert min(passed) > 0
 
 
+async def test_sockets_and_responses_are_counted_over_two_gateways_on_redis(models, model, tmp_path, signer) -> None:
+    tenant = f"t{secrets.token_hex(6)}"
+    quotas = QuotaSettings(storage=redis_server.url(), tenants={tenant: {"sockets": 3, "responses": 2}})
+    model.script = Script(tokens_per_s=50)
+    async with guarded(models, tmp_path, signer, quotas) as one, guarded(models, tmp_path, signer, quotas) as two:
+        own, other = await key(one, tenant), await key(two, tenant)
+        async with wire(one, own) as first, wire(two, own) as second, wire(two, other):
+            for place in (one, two):
+                async with wire(place, own, hello=False) as fourth:
+                    await fourth.send({"type": "hello"})
+                    assert await refused(fourth) == ("quota_exceeded", 4429)
+            ask = {"type": "enhance", "prompt": "x", "generate": {"max_tokens": 1000}}
+            for socket in (first, second):
+                await socket.send(ask | {"id": "1"})
+                await socket.until("response.delta")
+            for place in (one, two):
+                async with place.http(own) as http:
+                    response = await http.post("/v1/enhance", json={"prompt": "x"})
+                assert (response.status_code, response.json()["code"]) == (429, "quota_exceeded")
+                assert "`tenant.responses` of 2" in response.json()["detail"]
+            await first.send({"type": "cancel", "id": "2", "target": "1"})
+            await first.until("response.done")
+            model.script = Script(num_tokens=1)
+            async with asyncio.timeout(5), two.http(own) as http:
+                while (await http.post("/v1/enhance", json={"prompt": "x"})).status_code != 200:
+                    await asyncio.sleep(0.02)
+        async with asyncio.timeout(5):
+            while True:
+                async with wire(one, own, hello=False) as again, wire(two, own, hello=False) as too:
+                    if {(await each.ask({"type": "hello"}))["type"] for each in (again, too)} == {"welcome"}:
+                        return
+
+
 async def test_quotas_hold_over_two_gateways_on_one_journal(models, model, tmp_path, signer) -> None:
     quotas = QuotaSettings(tenants={"acme": {"items": 10}})
     async with guarded(models, tmp_path, signer, quotas) as one, guarded(models, tmp_path, signer, quotas) as two:
