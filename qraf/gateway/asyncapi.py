@@ -8,6 +8,7 @@ from typing import Any, get_args
 import msgspec
 
 from qraf.frames import ClientFrame, ServerFrame
+from qraf.gateway.problems import CODES
 from qraf.gateway.protocol import CLOSE_CODES, JSON, MSGPACK
 
 __all__ = ["asyncapi"]
@@ -21,12 +22,14 @@ def asyncapi(version: str, host: str) -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components([*commands, *answers], ref_template=_SCHEMA)
     kinds = commands + answers
     closes = "\n".join(f"- {code}: {text}" for code, text in sorted(CLOSE_CODES.items()))
+    codes = "\n".join(f"- `{code}`: {title}" for code, (_, title) in sorted(CODES.items()))
     return {
         "asyncapi": "3.0.0",
         "info": {
             "title": "QRAF stream protocol qraf.v1",
             "version": version,
-            "description": "Text streams in, routed evidence and text stream out. Close codes:\n\n" + closes,
+            "description": "Text streams in, routed evidence and text stream out. Close codes; after an `error` "
+            f"the reason of the close is its code:\n\n{closes}\n\nError codes:\n\n{codes}",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",

@@ -42,6 +42,9 @@ def test_every_frame_is_in_the_asyncapi_document() -> None:
     assert {message["name"] for message in document["components"]["messages"].values()} == tags
     listed = [message["$ref"] for operation in document["operations"].values() for message in operation["messages"]]
     assert len(listed) == len(KINDS)
+    told = document["info"]["description"]
+    assert [code for code in CLOSE_CODES if f"- {code}: " not in told] == []
+    assert [code for code in CODES if f"- `{code}`: " not in told] == []
     write = document["components"]["schemas"]["Write"]
     assert write["properties"]["type"] == {"enum": ["write"]}
     assert write["required"] == ["type", "id", "items"]
