@@ -45,6 +45,8 @@ class Held:
     lock: threading.RLock = field(default_factory=threading.RLock)
     synced_seq: int = 0
     is_stale: bool = True
+    version: int = 0  # of the memory that was here before this one was begun anew
+    is_counted: bool = False  # its version is one that the journal vouches for
     is_gone: bool = False  # evicted or dropped while somebody waited for the lock
     revision: int = 0
     figures: Figures | None = None

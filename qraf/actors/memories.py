@@ -178,25 +178,39 @@ class Memories:
 
     def _start_over(self, memory: str, held: Held) -> None:
         """Begin again with an empty memory, to be read from the journal."""
-        version = held.memory.version
+        held.version = max(held.version, held.memory.version)
         held.memory, held.synced_seq, held.is_stale = self._new_memory(memory), 0, True
-        held.memory.version = version + 1
+        held.is_counted = False
         self._changed(held)
 
     def _catch_up(self, memory: str, held: Held) -> None:
-        """Absorb what the journal has after `synced_seq`, from stored codes where there are any."""
+        """Absorb what the journal has after `synced_seq`, from stored codes where there are any.
+
+        A memory that was begun anew goes on with a version that was told of no other state of it, whichever process
+        held it: as many items as have come and gone in the journal, and not fewer than it had.
+        """
+        changes, last_seq = (0, 0) if held.is_counted else self._stored.changes(memory)
+        num_late = 0  # items that came after these were counted
         while True:
             page = self._stored.page(memory, held.synced_seq, _PAGE, held.memory.bits)
             known = held.memory.seqs
             mine = [item for item in page if item.seq not in known and self._is_mine(memory, item)]
             if any(held.memory.has_passed(item.seq, item.pin) for item in mine):
                 self._start_over(memory, held)  # whether they are counted cannot be told
+                changes, last_seq = self._stored.changes(memory)
+                num_late = 0
                 continue
+            num_late += sum(item.seq > last_seq for item in mine)
             self._take_in(held, *self._readable(memory, mine))
             if page:
                 held.synced_seq = page[-1].seq
             if len(page) < _PAGE:
                 break
+        if not held.is_counted:
+            before = held.memory.version
+            held.memory.version = max(before, held.version, changes + num_late)
+            held.saved_version += held.memory.version - before  # a snapshot holds no less for it
+            held.is_counted = True
         held.is_stale = False
 
     def _readable(self, memory: str, items: Sequence[Item]) -> tuple[list[Item], NDArray[np.float32]]:

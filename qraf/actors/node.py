@@ -151,8 +151,10 @@ class Node(Memories):
         """What the memory's state measures; an unknown memory is an empty one."""
         held = self._open(memory, create=False) if self._holds(memory) else None
         if held is None:
-            bits, budget_bytes, _ = self._choices(memory) if self._holds(memory) else (self.spec.bits, None, 0)
-            return Figures(bits=bits, budget_bytes=budget_bytes)
+            if not self._holds(memory):
+                return Figures(bits=self.spec.bits)
+            bits, budget_bytes, _ = self._choices(memory)
+            return Figures(bits=bits, budget_bytes=budget_bytes, version=self._stored.changes(memory)[0])
         with held.lock:
             return self._figures(held)
 

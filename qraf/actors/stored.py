@@ -68,6 +68,10 @@ class Stored:
         found: list[int] = gone[np.isin(gone, seqs)].tolist()
         return found
 
+    def changes(self, memory: str) -> tuple[int, int]:
+        """How many items of a memory have come and gone, each counted once, and the last one's number."""
+        return self._journal.changes(memory)
+
     def sound(self, memory: str, items: Sequence[Item]) -> tuple[list[Item], int]:
         """The items that a memory can take, without codes that came back damaged; how many of those there were.
 

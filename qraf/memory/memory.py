@@ -110,7 +110,7 @@ class Memory:
 
     @version.setter
     def version(self, version: int) -> None:
-        self._version = version
+        self._version, self._figures = version, None
 
     @property
     def max_bytes(self) -> int | None:

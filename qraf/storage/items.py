@@ -153,6 +153,18 @@ class ItemStore(SessionStore):
             return int(connection.execute(query).scalar_one())
 
     @retried
+    def changes(self, memory: str) -> tuple[int, int]:
+        """How many items of a memory have come, and been forgotten or expired, all told; the last one's number."""
+        mine = _items.c.memory == memory
+        expired = _items.c.expires_at <= self._clock.now()
+        which = (mine, and_(mine, _items.c.forgotten_at.is_not(None)), and_(mine, expired, is_kept()))
+        counts = [select(func.count()).select_from(_items).where(one).scalar_subquery() for one in which]
+        last = select(func.coalesce(func.max(_items.c.seq), 0)).where(mine).scalar_subquery()
+        with self._read("count changes") as connection:  # one statement: what expires and is forgotten counts once
+            row = connection.execute(select(*counts, last)).one()
+        return sum(row[:3]), int(row[3])
+
+    @retried
     def memories(self, prefix: str = "") -> list[str]:
         """The memories that have live items, by name; `prefix` such as `c/` chooses."""
         query = select(_items.c.memory).distinct().where(self._live())

@@ -170,7 +170,6 @@ STEPS = st.lists(
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("budget_bytes", [None, 4300])
 @given(steps=STEPS)
 @hypothesis_settings(max_examples=25)
@@ -181,6 +180,7 @@ def test_whatever_came_and_went_a_restart_gives_the_same_memory(
         place = Place(Path(folder), "sqlite:///:memory:")
         node = place.node(budget_bytes=budget_bytes, rank=2)
         live: list[int] = []
+        told = node.figures("s/ann")
         for what, count, flag in [*steps, ("restart", 0, False)]:
             if what == "absorb":
                 items = place.commit(count, pin=flag and count == 1)
@@ -204,8 +204,25 @@ def test_whatever_came_and_went_a_restart_gives_the_same_memory(
                 plain = state(place.plain(budget_bytes=budget_bytes, rank=2))
                 node = place.node(budget_bytes=budget_bytes, rank=2)
                 assert state(node) == plain
+            if what != "lag":
+                last, told = told, node.figures("s/ann")
+                assert told.version > last.version or told == last  # over every restart
         assert not (node._snapshots and node._snapshots.stats.refused)
         place.journal.close()
+
+
+def test_a_version_goes_on_after_everything_was_forgotten_and_a_restart(place: Place) -> None:
+    node = place.node()
+    items = place.commit(6)
+    node.absorb("s/ann", items)
+    gone = [item.seq for item in items]
+    for seqs in (gone[:2], gone[2:]):
+        place.journal.tombstone("s/ann", seqs)
+        receipt = node.forget("s/ann", seqs)
+    assert receipt.after.version == node.figures("s/ann").version == place.node().figures("s/ann").version == 12
+    fresh = place.node()
+    assert fresh.absorb("s/ann", place.commit(1)).version == 13
+    assert fresh.figures("s/ben").version == 0
 
 
 def test_each_node_of_a_collection_has_its_own_share_back(place: Place) -> None:
