@@ -91,7 +91,7 @@ class Meters:
         )
         self._snapshots = Counter(
             "qraf_snapshots",
-            "Snapshots of memories: made, failed, restored (a memory began with it), refused (not whole), late (unread)",
+            "Snapshots of memories: made, failed, restored (a memory began so), refused (not whole), late (unread)",
             ["outcome"],
             registry=registry,
         )
