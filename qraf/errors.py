@@ -343,7 +343,7 @@ class ReplayGone(QrafError, LookupError):
 
 
 class RunsElsewhere(QrafError, RuntimeError):
-    """A response that another gateway runs. Once it has ended every gateway has its text and its end."""
+    """A response that another gateway runs, which tells nothing of it. Once it has ended every gateway has it."""
 
     code, title, status, retryable = "runs_elsewhere", "Runs on another gateway", 503, True
 

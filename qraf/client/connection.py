@@ -26,6 +26,7 @@ from qraf.frames import (
     NetworkDelta,
     NetworkSnapshot,
     ResponseCreated,
+    ResponseDelta,
     ResponseDone,
     Resume,
     ServerFrame,
@@ -228,6 +229,11 @@ class Connection:
             elif result in ("gap", "elsewhere"):
                 run.has_gap = True
                 run.inbox.put(Gap() if result == "gap" else Elsewhere())
+            elif result == "expired" and not run.has_text and self._may_repeat(run):
+                # its gateway died before it told anybody: it is asked for again with what else was not answered
+                del self._runs[wanted.stream]
+                run.epoch, run.seq, run.has_gap = "", 0, False
+                self._starting[run.frame.id] = run
             elif result != "replayed":
                 self._give_up(wanted.stream, run)
         self._link, self.welcome = link, welcome
@@ -377,7 +383,7 @@ class Connection:
             return
         if frame.seq > run.seq + 1 and not run.has_gap:
             run.inbox.put(Gap())
-        run.seq, run.has_gap = frame.seq, False
+        run.seq, run.has_gap, run.has_text = frame.seq, False, run.has_text or isinstance(frame, ResponseDelta)
         if isinstance(frame, ResponseDone):
             del self._runs[frame.stream]
         if not run.inbox.put(frame):

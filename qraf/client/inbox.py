@@ -27,7 +27,7 @@ class Gap:
 
 
 class Elsewhere(Gap):
-    """Another gateway runs the response, and no frame of it comes here any more: its end is fetched, too."""
+    """Another gateway runs the response, and no frame of it comes here: the rest is fetched, the end included."""
 
 
 class Inbox:

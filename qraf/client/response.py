@@ -13,7 +13,7 @@ import msgspec
 from qraf.client.connection import Connection
 from qraf.client.inbox import Elsewhere, Gap, Inbox
 from qraf.client.sent import lost_end
-from qraf.errors import ConnectionLost, InvalidRequest, QrafError, ServerError
+from qraf.errors import ConnectionLost, InvalidRequest, QrafError, ServerError, TimedOut
 from qraf.frames import (
     Enhance,
     EvidenceOut,
@@ -28,7 +28,7 @@ from qraf.frames import (
 
 __all__ = ["Response"]
 
-_LOOK_S = 0.2
+_LOOK_S = 0.5
 
 
 class Response:
@@ -38,11 +38,12 @@ class Response:
     cancels the response at the server within one token; `async with response:` does so at the end of the block at
     the latest. While it is read the parts are gathered: `created`, `route`, `hops`, `evidence`, `text`, `done`.
 
-    A connection that breaks meanwhile is not seen here: the frames go on where they were. Only when the client was away
-    for so long that the server no longer has what it missed, the text is fetched as one delta (of 0 tokens), and hops
-    or evidence may be missing; `gaps` counts that. So it is when the client came back to another gateway than the one
-    that runs the response. When its gateway died, the response ends as `failed`, code `gateway_lost` (or `replay_gone`,
-    if nobody had heard of it yet), which may be tried again.
+    A connection that breaks meanwhile is not seen here: the frames go on where they were, also over another gateway
+    than the one that runs the response (there about once a second). Only when the client was away for so long that the
+    server no longer has what it missed, the text is fetched as one delta (of 0 tokens), and hops or evidence may be
+    missing; `gaps` counts that. When its gateway died, the response ends as `failed`, code `gateway_lost`, which may be
+    tried again. If nobody had heard of it yet, it is begun again unasked where none of its text had come (`created` is
+    then that of the new one), and else ends as `failed`, code `replay_gone`.
 
     A reader that is slow delays no other call on the same connection: waiting deltas are joined without loss, and a
     response with more than 4 MiB of unread text ends, alone, with `LimitExceeded`.
@@ -86,9 +87,13 @@ class Response:
                 if frame is None:
                     break
                 if isinstance(frame, Gap):
-                    for missed in await self._fill(has_end=isinstance(frame, Elsewhere)):
-                        self._gather(missed)
-                        yield missed
+                    async with contextlib.aclosing(self._fill(has_end=isinstance(frame, Elsewhere))) as filled:
+                        async for missed in filled:
+                            self._gather(missed)
+                            yield missed
+                    continue
+                if isinstance(frame, ResponseCreated) and self.created is not None:
+                    self._begin_again(frame)
                     continue
                 if isinstance(frame, ResponseDelta) and frame.seq <= self._text_seq:
                     continue
@@ -152,36 +157,45 @@ class Response:
                     await self.cancel()
             self._inbox.close(drop=True)
 
-    async def _fill(self, has_end: bool) -> list[ResponseDelta | ResponseDone]:
+    async def _fill(self, has_end: bool) -> AsyncGenerator[ResponseDelta | ResponseDone]:
         """The text that was missed; what still comes of it is dropped. With `has_end`: all of it, and the end."""
-        give_up_at = asyncio.get_running_loop().time() + self._connection.timeout_s
+        clock, timeout_s = asyncio.get_running_loop().time, self._connection.timeout_s
+        give_up_at = clock() + timeout_s
+        self.gaps += 1
         while True:
             try:
                 told = await self._fetch(self.id)
-                if not has_end or told["status"] != "running":
-                    break
-                await asyncio.sleep(_LOOK_S)
             except QrafError as error:
                 if isinstance(error, ServerError) and error.error_code == "not_found":
-                    return [lost_end(self.created.stream if self.created else "", self._text_seq)]
+                    yield lost_end(self.created.stream if self.created else "", self._text_seq)
+                    return
                 is_final = isinstance(error, ServerError) and not error.can_retry
-                if is_final or asyncio.get_running_loop().time() >= give_up_at:
+                if is_final or clock() >= give_up_at:
                     raise
                 pause_ms = error.retry_after_ms if isinstance(error, ServerError) else None
                 await asyncio.sleep(_LOOK_S if pause_ms is None else pause_ms / 1000)
-        self.gaps += 1
-        self._inbox.filled()
-        stream, seq = told["stream"], told["seq"]
-        self._text_seq = seq
-        frames: list[ResponseDelta | ResponseDone] = []
-        if text := told["text"][len(self.text) :]:
-            frames.append(ResponseDelta(stream=stream, seq=seq, text=text, tokens=0))
-        if has_end:
-            names = ("status", "finish_reason", "usage", "error")
-            frames.append(
-                msgspec.convert({"stream": stream, "seq": seq, **{name: told[name] for name in names}}, ResponseDone)
-            )
-        return frames
+                continue
+            stream, seq = told["stream"], told["seq"]
+            if seq > self._text_seq:
+                self._text_seq, give_up_at = seq, clock() + timeout_s
+            if text := told["text"][len(self.text) :]:
+                yield ResponseDelta(stream=stream, seq=seq, text=text, tokens=0)
+            if not has_end:
+                self._inbox.filled()
+                return
+            if told["status"] != "running":
+                names = ("status", "finish_reason", "usage", "error")
+                end = {"stream": stream, "seq": seq, **{name: told[name] for name in names}}
+                yield msgspec.convert(end, ResponseDone)
+                return
+            if clock() >= give_up_at:
+                raise TimedOut("the next frame of a response", timeout_s)
+            await asyncio.sleep(_LOOK_S)
+
+    def _begin_again(self, created: ResponseCreated) -> None:
+        """The gateway that had begun it died before it told anybody; what came of it comes anew."""
+        self.created, self.route, self.hops = created, None, []
+        self.evidence, self.coverage, self._text_seq = (), 0.0, 0
 
     def _gather(self, frame: ServerFrame) -> None:
         match frame:

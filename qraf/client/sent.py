@@ -63,12 +63,15 @@ class Call(Sent):
 
 
 class Run(Sent):
-    """A response: where its frames go, and the last `seq` that came. `has_gap`: the next frame is not the one after."""
+    """A response: where its frames go, and the last `seq` that came. `has_gap`: the next frame is not the one after.
+
+    `has_text`: some of its text came.
+    """
 
     def __init__(self, command: Enhance, inbox: Inbox) -> None:
         super().__init__(command)
         self.inbox, self.epoch, self.seq = inbox, "", 0
-        self.has_gap = False
+        self.has_gap = self.has_text = False
 
 
 class Topic:

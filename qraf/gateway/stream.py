@@ -504,7 +504,7 @@ class Stream:
     async def _cancel_elsewhere(self, command: Cancel) -> None:
         status: Any = "not_found"
         try:
-            if await self._service.find_response(command.target) is not None:
+            if await self._service.find_response(command.target, follow=False) is not None:
                 status = "duplicate"  # it has ended
         except RunsElsewhere as running:
             await self._service.cancel_elsewhere(running)
@@ -623,7 +623,7 @@ class Stream:
         try:
             response = await self._service.find_response(wanted.stream, after_seq=wanted.after_seq)
         except RunsElsewhere:
-            return "elsewhere"
+            return "elsewhere"  # and its gateway tells nothing of it
         is_it = response is not None and (response.stream, response.epoch) == (wanted.stream, wanted.epoch)
         return response if response is not None and is_it else "expired"
 

@@ -24,10 +24,11 @@ class Life:
         fcntl.flock(self._handle, fcntl.LOCK_EX)
         aside.rename(self._file)
 
-    def end(self) -> None:
-        """Take the file away."""
+    def end(self, *, is_told: bool = True) -> None:
+        """Take the file away; where the journal was not told of the end, leave it unlocked, as a death does."""
         if self._handle >= 0:
-            self._file.unlink(missing_ok=True)
+            if is_told:
+                self._file.unlink(missing_ok=True)
             os.close(self._handle)
             self._handle = -1
 

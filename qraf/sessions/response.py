@@ -11,7 +11,7 @@ import msgspec
 from ulid import ULID
 
 from qraf.clock import Clock
-from qraf.errors import LimitExceeded, ReplayGone, Superseded
+from qraf.errors import GatewayLost, LimitExceeded, ReplayGone, Superseded
 from qraf.frames import (
     ErrorBody,
     ResponseCreated,
@@ -22,6 +22,7 @@ from qraf.frames import (
     Usage,
 )
 from qraf.records import Figures
+from qraf.sessions.faults import error_body
 from qraf.sessions.rings import Ring, RingPool
 from qraf.storage.responses import ResponseRecord
 
@@ -44,6 +45,11 @@ class Response:
     So a slow reader, or one that was away, sees fewer frames, no holes, and loses no text; and what it saw before and
     what it sees again under one `seq` is the same. One reader at a time: a newer one supersedes it.
     """
+
+    is_elsewhere = False
+    """Whether another gateway runs it."""
+    is_lost = False
+    """Whether nothing of it comes here any more, though it goes on elsewhere."""
 
     def __init__(
         self,
@@ -74,6 +80,8 @@ class Response:
         self.task: asyncio.Task[None] | None = None
         self.length = 0
         """Characters of text so far."""
+        self.is_followed, self.told_seq, self.told_at = False, 0, float("-inf")
+        """Whether another gateway follows it, and up to which frame and when it was told."""
         self._clock = clock
         self._parts: list[str] = []
         self._waiting: deque[ServerFrame | _Delta] = deque()
@@ -160,19 +168,51 @@ class Response:
         self._waiting.append(self._done(0))
         self._wake()
 
-    def restore(self, record: ResponseRecord, seq: int) -> None:
-        """Become one that ended in another life of a gateway: its text and its end (`seq`), but no frame between."""
-        body = record.body
+    def restore(self, record: ResponseRecord, after_seq: int = 0) -> None:
+        """Become one that ended in another life of a gateway: its text, its end, and what its row has of its frames.
+
+        The end of one whose gateway died comes after all that is known to have been seen, `after_seq` included.
+        """
+        self.name_as(record)
+        if record.is_lost:
+            self.go_on(record, max(record.seq, after_seq, 1))
+            self.lose_gateway()
+        else:
+            self.go_on(record, record.seq)
+            self.end_as(record)
+
+    def name_as(self, record: ResponseRecord) -> None:
+        """Become one that another gateway began."""
         self.id, self.stream, self.created_at = record.id, record.stream, record.created_at
-        self.status, self.ended_at = record.status, record.ended_at or self._clock.now()
-        self.request, self.model = body.request, body.model
-        self.finish_reason, self.usage, self.state, self.error = body.finish_reason, body.usage, body.state, body.error
-        self._parts, self.length = [body.text], len(body.text)
-        self._ring.last, self._ring.has_ended = seq, True
-        created = ResponseCreated(
+        self.request, self.model = record.body.request, record.body.model
+        self._pinned[1] = ResponseCreated(
             stream=self.stream, seq=1, id=self.command_id, response=self.id, model=self.model, epoch=self.epoch
         )
-        self._pinned = {1: created, seq: self._done(seq)}
+
+    def go_on(self, record: ResponseRecord, seq: int | None = None) -> None:
+        """Take the text of a row, and those of its frames that are new; with `seq` these are all that is here."""
+        frames = record.body.frames
+        if seq is not None:
+            frames = frames if seq == record.seq else ()
+            self._ring.drop()
+            self._ring.last = seq - len(frames)
+        for data in frames[max(0, self.seq - record.seq + len(frames)) :]:
+            self._ring.push(data)
+        self._parts, self.length = [record.body.text], len(record.body.text)
+        self._wake()
+
+    def end_as(self, record: ResponseRecord) -> None:
+        """End as a row says, whose last frame is here already."""
+        body, seq = record.body, self.seq
+        self.status, self.ended_at = record.status, record.ended_at or self._clock.now()
+        self.finish_reason, self.usage, self.state, self.error = body.finish_reason, body.usage, body.state, body.error
+        self._pinned[seq], self._ring.has_ended = self._done(seq), True
+        self._wake()
+
+    def lose_gateway(self) -> None:
+        """End as one whose gateway died."""
+        self.end("failed", "error", error=error_body(GatewayLost(self.id)))
+        self.stamp()
 
     def cancel(self, reason: str = "cancelled") -> bool:
         """Stop generating; the reader still gets what waits and the end. Harmless when late; returns whether it ran."""
@@ -210,8 +250,7 @@ class Response:
 
     def snapshot(self) -> dict[str, Any]:
         """The response as `GET /v1/responses/{id}` tells it: `text` is what the frames up to `seq` hold."""
-        while self._waiting:
-            self.stamp()
+        self.stamp_all()
         return {
             "response": self.id,
             "stream": self.stream,
@@ -244,6 +283,15 @@ class Response:
         self._ring.has_ended = isinstance(frame, ResponseDone)
         self._ring.push(_encode(frame))
         return frame
+
+    def stamp_all(self) -> None:
+        """Give everything that waits its `seq`; then `text` is what the frames up to `seq` hold."""
+        while self._waiting:
+            self.stamp()
+
+    def tail(self, most_bytes: int) -> tuple[bytes, ...]:
+        """The last frames that have a `seq`, as they are kept, as many as have so many bytes together."""
+        return self._ring.tail(most_bytes)
 
     def kept(self, seq: int) -> ServerFrame | None:
         """The frame that has this `seq`; None when it is not kept any more."""
@@ -312,7 +360,7 @@ class Reader:
 
         Raises:
             Superseded: a newer reader took over.
-            ReplayGone: this reader fell so far behind that frames went.
+            ReplayGone: this reader fell so far behind that frames went, or nothing comes here any more.
         """
         response = self.response
         if self.result == "gap" and self._is_new and (created := response.kept(1)) is not None:
@@ -326,6 +374,8 @@ class Reader:
                     raise ReplayGone(response.id, self._next - 1)
             elif response.has_waiting:
                 frame = response.stamp()
+            elif response.is_lost:
+                raise ReplayGone(response.id, self._next - 1)
             else:
                 self.wake.clear()
                 await self.wake.wait()

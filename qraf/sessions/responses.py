@@ -9,7 +9,7 @@ from ulid import ULID
 from qraf.clock import Clock
 from qraf.errors import LimitExceeded
 from qraf.sessions.response import Response
-from qraf.sessions.rings import RingPool
+from qraf.sessions.rings import Ring, RingPool
 from qraf.settings import LimitSettings
 from qraf.storage.responses import ResponseRecord
 from qraf.tenants import inside, tenant_of
@@ -45,8 +45,7 @@ class Responses:
         most, running = self._limits.max_running_responses, self.running()
         if running >= most:
             raise LimitExceeded("max_running_responses", most, running + 1, retry_after_ms=1000)
-        group = f"o/{owner}" if session is None else f"s/{session}"
-        ring = self._pool.open(group, tenant_of(owner))
+        ring = self.ring(owner, session)
         response = Response(command_id, owner, self._clock, ring, key=key or "", epoch=self.epoch, session=session)
         response.grace_s = self._limits.response_grace_s
         self.add(response)
@@ -65,14 +64,24 @@ class Responses:
         """
         if (known := self._by_id.get(record.id)) is not None:
             return known
-        owner = inside(record.tenant, "elsewhere")
+        owner, stays = inside(record.tenant, "elsewhere"), not record.is_lost or after_seq is not None
+        ring = self.ring(owner, record.session) if stays else None
         response = Response(
-            record.body.command, owner, self._clock, key=key, epoch=record.epoch, session=record.session
+            record.body.command, owner, self._clock, ring, key=key, epoch=record.epoch, session=record.session
         )
-        response.restore(record, max(2, record.seq or (after_seq or 0) + 1))
-        if record.seq or after_seq is not None:
+        response.restore(record, after_seq or 0)
+        if stays:
             self.add(response)
         return response
+
+    def remove(self, response: Response) -> None:
+        """From now on it is not found here. Twice: nothing more happens."""
+        if self._by_id.get(response.id) is response:
+            self._drop(response)
+
+    def ring(self, owner: str, session: str | None) -> Ring:
+        """What a response keeps its frames in; it counts for its session, or else for its owner."""
+        return self._pool.open(f"o/{owner}" if session is None else f"s/{session}", tenant_of(owner))
 
     def find(self, target: str, owner: str | None = None) -> Response | None:
         """By response id, stream, key, or (with `owner`) command id."""
@@ -87,16 +96,16 @@ class Responses:
         return self._by_id.get(self._alias.get(_key(key), ""))
 
     def running(self) -> int:
-        """How many have not ended."""
-        return sum(not r.has_ended for r in self._by_id.values())
+        """How many run here."""
+        return len(self.all_running())
 
     def all_running(self) -> list[Response]:
-        """Those that have not ended."""
-        return [r for r in self._by_id.values() if not r.has_ended]
+        """Those that run here."""
+        return [r for r in self._by_id.values() if not (r.has_ended or r.is_elsewhere)]
 
     def unread(self) -> list[Response]:
-        """Those that run though nobody reads, the ones left longest first."""
-        left = [r for r in self._by_id.values() if not r.has_ended and r.left_at is not None]
+        """Those that run here though nobody reads, the ones left longest first."""
+        left = [r for r in self.all_running() if r.left_at is not None]
         return sorted(left, key=lambda r: r.left_at or 0.0)
 
     def reap(self) -> int:

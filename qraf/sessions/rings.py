@@ -42,6 +42,16 @@ class Ring:
         place = seq - self.first
         return self._entries[place] if 0 <= place < len(self._entries) else None
 
+    def tail(self, most_bytes: int) -> tuple[bytes, ...]:
+        """The last frames, as many as have so many bytes together."""
+        frames: list[bytes] = []
+        for data in reversed(self._entries):
+            most_bytes -= len(data)
+            if most_bytes < 0:
+                break
+            frames.append(data)
+        return tuple(reversed(frames))
+
     def drop(self, count: int | None = None) -> None:
         """Let the oldest frames go, or all of them."""
         for _ in range(len(self._entries) if count is None else count):

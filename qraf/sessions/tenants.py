@@ -126,18 +126,20 @@ class TenantService:
         return None
 
     async def find_response(
-        self, target: str, owner: str | None = None, *, after_seq: int | None = None
+        self, target: str, owner: str | None = None, *, after_seq: int | None = None, follow: bool = True
     ) -> Response | None:
-        """As `response`; also one that another gateway ran. `after_seq`: what the reader that asks saw last.
+        """As `response`; also one that another gateway ran, or runs: that is followed from now on, if `follow`.
+
+        `after_seq`: what the reader that asks saw last.
 
         Raises:
-            RunsElsewhere: another gateway runs it.
+            RunsElsewhere: another gateway runs it, and it cannot be followed, or shall not be.
             StorageFailed: the journal, which knows of others, does not answer.
         """
-        found = self.response(target, owner)
-        if found is not None:
-            return found
-        return await self.whole.ledger.find(target, self.tenant, key=self._key(target), after_seq=after_seq)
+        known = self.response(target, owner)
+        return await self.whole.ledger.find(
+            target, self.tenant, key=self._key(target), after_seq=after_seq, known=known, follow=follow
+        )
 
     async def cancel_elsewhere(self, running: RunsElsewhere, within_s: float = 0.0) -> Response | None:
         """Have the gateway that runs a response stop it; the response, if it has ended within this time."""
@@ -146,7 +148,9 @@ class TenantService:
         while time.monotonic() < until:
             await asyncio.sleep(_LOOK_S)
             with contextlib.suppress(RunsElsewhere):
-                return await self.find_response(running.response)
+                found = await self.find_response(running.response, follow=False)
+                if found is None or found.has_ended:
+                    return found
         return None
 
     # ------------------------------------------------------------------------------------------------ sessions

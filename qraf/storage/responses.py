@@ -1,26 +1,27 @@
 """The journal's table of responses: what another gateway has to know of them when a client asks it for one.
 
-A response is written when it begins and when it has ended, never for a delta. Its row belongs to one life of a gateway
-(`epoch`), which says that it is alive by `beat`; when that life is over, `bury` ends what still ran. What a response
-said is sealed under the key of its session, or of its tenant's responses.
+A response is written when it begins and when it has ended, and in between while somebody elsewhere wants it. Its row
+belongs to one life of a gateway (`epoch`), which says that it is alive by `beat`; when that life is over, `bury` ends
+what still ran. What a response said is sealed under the key of its session, or of its tenant's responses.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
 
 from qraf.clock import Clock
 from qraf.errors import SealBroken
 from qraf.frames import ErrorBody, Usage
 from qraf.records import Figures, session_memory
 from qraf.storage import tables
+from qraf.storage.chunks import chunks
 from qraf.storage.keyring import Keyring, responses_scope
 from qraf.storage.line import Line, retried
 from qraf.storage.seal import DataKey, NotOpened, bound
@@ -32,12 +33,16 @@ _responses, _gateways, _sessions = tables.responses, tables.gateways, tables.ses
 
 
 class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a response is sealed. `request` is the digest of the command that its key stands for."""
+    """What of a response is sealed. `request` is the digest of the command that its key stands for.
+
+    `frames`: its last frames up to the row's `seq`, as its ring keeps them, where somebody elsewhere follows it.
+    """
 
     command: str = ""
     model: str = ""
     request: bytes = b""
     text: str = ""
+    frames: tuple[bytes, ...] = ()
     finish_reason: str = ""
     usage: Usage = Usage()
     state: Figures = Figures()
@@ -45,7 +50,10 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A response as the journal holds it. `seq` is that of its last frame, 0 where that is not known."""
+    """A response as the journal holds it. `seq` is that of the last frame that is known, 0 where none is.
+
+    That is the last of all when it has ended, unless its gateway died (`is_lost`).
+    """
 
     id: str
     stream: str
@@ -59,6 +67,11 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
     seq: int = 0
     wished_at: float = 0.0
     body: ResponseBody = ResponseBody()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has failed because its gateway died."""
+        return self.status == "failed" and self.body.error is None
 
 
 class GatewayRecord(msgspec.Struct, frozen=True):
@@ -123,6 +136,7 @@ class ResponseTable:
                 new.append(row | {"wish": "", "wished_at": 0.0})
             if new:
                 connection.execute(insert(_responses), new)
+                self._mark_twins(connection, new)
 
     @retried
     def find(self, tenant: str, name: str, key: str | None = None) -> ResponseRecord | None:
@@ -138,21 +152,60 @@ class ResponseTable:
             return None if row is None else self._opened(connection, row)
 
     @retried
-    def wish(self, id: str, what: str) -> None:
-        """Tell the gateway that runs a response what a client of another one wants: `read` or `cancel`."""
+    def news(self, known: Mapping[str, int]) -> dict[str, ResponseRecord | None]:
+        """Of these responses, by id and last known `seq`, those that went on or ended; None: it is gone."""
+        found: dict[str, ResponseRecord | None] = dict.fromkeys(known)
+        columns = select(_responses.c.id, _responses.c.status, _responses.c.seq)
+        with self._read("read responses") as connection:
+            for chunk in chunks(known):
+                for row in connection.execute(columns.where(_responses.c.id.in_(chunk))).all():
+                    if row.status == "running" and row.seq <= known[row.id]:
+                        del found[row.id]
+            for chunk in chunks(found):
+                for row in connection.execute(select(_responses).where(_responses.c.id.in_(chunk))).all():
+                    with contextlib.suppress(SealBroken), self._keyring.noting():
+                        found[row.id] = self._opened(connection, row)
+        return found
+
+    @retried
+    def wish(self, ids: Collection[str], what: str) -> None:
+        """Tell the gateway that runs responses what clients of another one want: `read` or `cancel`."""
         change = {"wish": what, "wished_at": self._clock.now()}
-        runs = (_responses.c.id == id, _responses.c.status == "running", _responses.c.wish != "cancel")
+        runs = (_responses.c.status == "running", _responses.c.wish != "cancel")
         with self._write("write responses", "relaxed") as connection:
-            connection.execute(update(_responses).where(*runs).values(change))
+            for chunk in chunks(ids):
+                connection.execute(update(_responses).where(_responses.c.id.in_(chunk), *runs).values(change))
 
     @retried
     def wishes(self, epoch: str) -> dict[str, tuple[str, float]]:
-        """What clients of other gateways want of the responses of this life that run, and since when."""
+        """What clients of other gateways want of the responses of this life that run, and since when.
+
+        `read`, `cancel`, or `leave`: the client that asked for it has another one, so it may end if nobody reads it.
+        """
         query = select(_responses.c.id, _responses.c.wish, _responses.c.wished_at).where(
             _responses.c.epoch == epoch, _responses.c.status == "running", _responses.c.wish != ""
         )
         with self._read("read responses") as connection:
             return {row.id: (row.wish, row.wished_at) for row in connection.execute(query)}
+
+    @retried
+    def running(self, epoch: str) -> tuple[list[str], dict[str, float]]:
+        """What runs: the ids of this life's, and the other lives that have some, each with when the first began."""
+        others = select(_responses.c.epoch, func.min(_responses.c.created_at)).group_by(_responses.c.epoch)
+        runs = _responses.c.status == "running"
+        with self._read("read responses") as connection:
+            mine = connection.execute(select(_responses.c.id).where(_responses.c.epoch == epoch, runs)).scalars().all()
+            rows = connection.execute(others.where(_responses.c.epoch != epoch, runs)).all()
+        return list(mine), {row[0]: row[1] for row in rows}
+
+    @retried
+    def lose(self, ids: Collection[str]) -> None:
+        """These run no more, and nobody knows what became of them: they have failed."""
+        change = {"status": "failed", "ended_at": self._clock.now()}
+        with self._write("write responses", "relaxed") as connection:
+            for chunk in chunks(ids):
+                runs = (_responses.c.id.in_(chunk), _responses.c.status == "running")
+                connection.execute(update(_responses).where(*runs).values(change))
 
     @retried
     def sweep(self, ended_before: float) -> None:
@@ -190,6 +243,14 @@ class ResponseTable:
             connection.execute(delete(_gateways).where(_gateways.c.epoch.in_(epochs)))
         return ended
 
+    def _mark_twins(self, connection: Connection, new: Sequence[Mapping[str, Any]]) -> None:
+        """Of a command that came to two gateways at the same moment the response that nobody reads may stop."""
+        asked = {row["asked"]: row["id"] for row in new if row["asked"]}
+        twins = (_responses.c.tenant.in_({row["tenant"] for row in new}), _responses.c.asked.in_(asked))
+        runs = (_responses.c.status == "running", _responses.c.wish == "", _responses.c.id.not_in(asked.values()))
+        if asked:
+            connection.execute(update(_responses).where(*twins, *runs).values(wish="leave"))
+
     def _keys(self, connection: Connection, scopes: Collection[str]) -> dict[str, DataKey | None]:
         """The key of each scope, None where it has none; what does not open is missing, and told in the log."""
         with contextlib.suppress(SealBroken):
@@ -201,7 +262,7 @@ class ResponseTable:
                 keys[scope] = self._keyring.current(connection, [scope]).get(scope)
         return keys
 
-    def _opened(self, connection: Connection, row: Row[Any]) -> ResponseRecord | None:
+    def _opened(self, connection: Connection, row: Any) -> ResponseRecord | None:
         scope, key = _scope(row.tenant, row.session), None
         if row.key is not None:
             key = self._keyring.by_id(connection, [row.key]).get(row.key)

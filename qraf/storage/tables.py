@@ -276,7 +276,7 @@ responses = Table(
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("seq", Integer, nullable=False),  # of its last frame; 0: not known
-    Column("wish", String(16), nullable=False),  # what another gateway's client wants: read, cancel, or nothing
+    Column("wish", String(16), nullable=False),  # what another gateway wants: read, cancel, leave, or nothing
     Column("wished_at", Double, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("key", BigInteger),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,8 +17,9 @@ import qraf
 from qraf.actors.runtime import LocalRuntime
 from qraf.client.reconnect import Reconnect
 from qraf.errors import ServerError
-from qraf.frames import ResponseDone
+from qraf.frames import ResponseCreated, ResponseDelta, ResponseDone
 from qraf.gateway.server import Server
+from qraf.sessions import following, ledger
 from qraf.sessions.service import Service
 from qraf.settings import AuthSettings, GatewaySettings, Settings
 from qraf.storage.journal import Journal
@@ -32,6 +34,14 @@ from tests.openai_server import OpenAIServer, Script
 pytestmark = pytest.mark.slow  # whole services
 
 QUICK = Reconnect(first_s=0.01, most_s=0.05)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What gateways tell each other once a second they tell ten times a second."""
+    monkeypatch.setattr(ledger, "_LOOK_S", 0.1)
+    monkeypatch.setattr(following, "_LOOK_S", 0.05)
+    monkeypatch.setattr(following, "_FIRST_LOOK_S", 0.05)
 
 
 @contextlib.asynccontextmanager
@@ -126,30 +136,143 @@ async def test_a_response_whose_gateway_died_has_failed_once_and_for_everybody(m
         assert other.service.journal.responses.gateways()[0].epoch == other.service.responses.epoch
 
 
-async def test_what_another_gateway_runs_can_be_awaited_and_cancelled(model, tmp_path) -> None:
-    model.script = Script(num_tokens=2000, tokens_per_s=100)
+def told(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Frames without what the framing may leave out."""
+    return [{key: value for key, value in frame.items() if value is not None} for frame in frames]
+
+
+async def test_a_socket_that_moves_to_another_gateway_gets_the_very_frames_that_it_missed(
+    model, tmp_path, quick
+) -> None:
+    model.script = Script(num_tokens=150, tokens_per_s=100)
     async with two(model, tmp_path) as (one, other):
+        seen = await cut_off(one, model)
+        response, last = seen[0]["response"], seen[-1]["seq"]
+        await noted(one, response, "running")
+        async with resuming(other, seen[0], last) as (wire, resumed):
+            assert (resumed["result"], resumed["epoch"]) == ("replayed", seen[0]["epoch"])
+            status, told_now = await get(other, response)
+            assert (status, told_now["status"], told_now["epoch"]) == (200, "running", seen[0]["epoch"])
+            assert model.script.text(150).startswith(told_now["text"])
+            assert told_now["text"].startswith(text_of(seen))
+            assert told_now["seq"] >= last
+            more = await wire.until("response.done")
+            assert (await wire.ask({"type": "ping", "id": "p"}))["type"] == "pong"  # and nothing more
+        assert [frame["seq"] for frame in more] == list(range(last + 1, last + 1 + len(more)))
+        assert text_of(seen + more) == model.script.text(150)
+        assert sum(frame["type"] == "response.delta" for frame in more) > 3  # not in one piece at the end
+        assert (more[-1]["status"], more[-1]["usage"]["completion_tokens"]) == ("completed", 150)
+        async with resuming(one, seen[0], last) as (wire, resumed):  # where it ran they are the same
+            assert told(await wire.until("response.done")) == told(more)
+        assert (await get(other, response))[1] == (await get(one, response))[1]
+        assert not other.service.ledger._following._all
+
+
+async def test_a_gap_over_another_gateway_is_filled_as_the_protocol_says(model, tmp_path, quick, monkeypatch) -> None:
+    """By a client that knows nothing else: the text up to `seq`, no delta up to `seq`, then those after."""
+    model.script = Script(num_tokens=150, tokens_per_s=100)
+    async with two(model, tmp_path) as (one, other):
+        seen = await cut_off(one, model, until=2)
+        await eventually(lambda: model.produced > 60)
+        one.service.response(seen[0]["response"]).snapshot()
+        await noted(one, seen[0]["response"], "running")
+        monkeypatch.setattr(ledger, "_MOST_FRAMES", 400)  # a few frames
+        async with resuming(other, seen[0], 1) as (wire, resumed):
+            assert resumed["result"] == "gap"
+            monkeypatch.undo()
+            _, now = await get(other, seen[0]["response"])
+            more = await wire.until("response.done")
+        after = [frame for frame in more if frame["seq"] > now["seq"]]
+        assert [frame["seq"] for frame in after] == list(range(now["seq"] + 1, more[-1]["seq"] + 1))
+        assert now["text"] + text_of(after) == model.script.text(150)
+
+
+async def test_over_another_gateway_a_response_is_cancelled_and_read_as_events(model, tmp_path, quick) -> None:
+    model.script = Script(num_tokens=2000, tokens_per_s=100)
+    async with two(model, tmp_path) as (one, other), httpx.AsyncClient(base_url=other.url, trust_env=False) as http:
         seen = await cut_off(one, model)
         response = seen[0]["response"]
         await noted(one, response, "running")
         async with resuming(other, seen[0], seen[-1]["seq"]) as (wire, resumed):
-            assert resumed["result"] == "elsewhere"
-            status, problem = await get(other, response)
-            assert (status, problem["code"], problem["retryable"]) == (503, "runs_elsewhere", True)
-            assert one.service.ledger.name in problem["detail"]
-            ack = await wire.ask({"type": "cancel", "id": "c", "target": response})
-            assert ack["status"] == "accepted"
-        await noted(one, response, "cancelled")
-        assert (await get(other, response))[1]["status"] == "cancelled"
+            assert resumed["result"] == "replayed"
+            ack = await wire.until("response.delta")
+            assert (await get(other, response))[0] == 200
+            await wire.send({"type": "cancel", "id": "c", "target": response})
+            frames = ack + await wire.until("response.done")
+            assert [frame["status"] for frame in frames if frame["type"] == "ack"] == ["accepted"]
+            assert (frames[-1]["status"], frames[-1]["finish_reason"]) == ("cancelled", "cancelled")
         assert model.running == 0
+        for follow in (False, True):
+            seen = await cut_off(one, model)
+            response = seen[0]["response"]
+            await noted(one, response, "running")
+            if follow:
+                assert (await get(other, response))[0] == 200
+            cancelled = await http.post(f"/v1/responses/{response}/cancel")
+            assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+        model.script = Script(num_tokens=100, tokens_per_s=100)
         seen = await cut_off(one, model)
         await noted(one, seen[0]["response"], "running")
-        async with httpx.AsyncClient(base_url=other.url, trust_env=False) as http:
-            cancelled = await http.post(f"/v1/responses/{seen[0]['response']}/cancel")
-        assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+        last = {"Last-Event-ID": str(seen[-1]["seq"])}
+        events = (await http.get(f"/v1/responses/{seen[0]['response']}/events", headers=last)).text
+        datas = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: ")]
+        assert [frame["seq"] for frame in datas] == list(range(seen[-1]["seq"] + 1, datas[-1]["seq"] + 1))
+        assert text_of(seen + datas) == model.script.text(100)
 
 
-async def test_one_that_is_awaited_at_another_gateway_is_not_taken_for_left(model, tmp_path) -> None:
+async def test_a_response_whose_gateway_dies_while_another_one_follows_it_ends_once_and_keeps_its_text(
+    model, tmp_path, quick
+) -> None:
+    model.script = Script(num_tokens=2000, tokens_per_s=100)
+    async with two(model, tmp_path) as (one, other):
+        seen = await cut_off(one, model)
+        await noted(one, seen[0]["response"], "running")
+        async with resuming(other, seen[0], seen[-1]["seq"]) as (wire, resumed):
+            assert resumed["result"] == "replayed"
+            more = await wire.until("response.delta")
+            die(one)
+            more += await wire.until("response.done")
+        assert [frame["seq"] for frame in more] == list(range(more[0]["seq"], more[0]["seq"] + len(more)))
+        assert (more[-1]["status"], more[-1]["error"]["code"]) == ("failed", "gateway_lost")
+        _, now = await get(other, seen[0]["response"])
+        assert (now["text"], now["seq"], now["status"]) == (text_of(seen + more), more[-1]["seq"], "failed")
+        async with gateway(model, tmp_path) as third:  # and one that never heard of it
+            assert (await get(third, seen[0]["response"]))[1]["text"] == now["text"]
+            async with resuming(third, seen[0], seen[-1]["seq"]) as (wire, resumed):
+                assert resumed["result"] == "replayed"
+                assert told(await wire.until("response.done")) == told(more)
+
+
+async def test_where_its_gateway_tells_nothing_a_response_is_elsewhere_until_it_has_ended(
+    model, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(ledger, "_PATIENCE_S", 0.3)
+    model.script = Script(num_tokens=150, tokens_per_s=100)
+    async with (
+        two(model, tmp_path) as (one, other),
+        cutting(one.url) as proxy,
+        qraf.connect(proxy.url, reconnect=QUICK) as q,
+    ):
+
+        async def nothing(_: object) -> None:
+            pass
+
+        monkeypatch.setattr(one.service.ledger, "_tell", nothing)
+        response = q.enhance("what is there?", collections=["manuals"], generate={"max_tokens": 150})
+        async for _ in response:
+            if len(response.text) > 40 and not proxy.cuts:
+                await noted(one, response.id, "running")
+                proxy.lead_to(other.url)
+                proxy.cut()
+                status, problem = await get(other, response.id)
+                assert (status, problem["code"], problem["retryable"]) == (503, "runs_elsewhere", True)
+                assert one.service.ledger.name in problem["detail"]
+        assert (response.text, response.gaps) == (model.script.text(150), 1)
+        assert response.done is not None
+        assert response.done.usage.completion_tokens == 150
+
+
+async def test_one_that_is_awaited_at_another_gateway_is_not_taken_for_left(model, tmp_path, quick) -> None:
     model.script = Script(num_tokens=2000, tokens_per_s=100)
     async with two(model, tmp_path) as (one, other):
         seen = await cut_off(one, model)
@@ -158,39 +281,129 @@ async def test_one_that_is_awaited_at_another_gateway_is_not_taken_for_left(mode
         running.left_at -= 50.0
         left_at = running.left_at
         await noted(one, running.id, "running")
-        assert (await get(other, running.id))[0] == 503
-        await eventually(lambda: running.left_at > left_at + 40)
+        assert (await get(other, running.id))[0] == 200
+        assert running.left_at > left_at + 40
+        followed = other.service.response(running.id)
+        assert followed.is_elsewhere
+        followed.left_at -= 20.0  # nobody asks for it any more
+        await eventually(lambda: other.service.response(running.id) is None)
+        assert not running.has_ended
         running.cancel()
 
 
 @pytest.mark.parametrize("fate", ["lives", "dies"])
-async def test_the_client_goes_on_at_the_other_gateway(model, tmp_path, fate: str) -> None:
-    model.script = Script(num_tokens=120, tokens_per_s=150)
+async def test_the_client_goes_on_at_the_other_gateway(model, tmp_path, quick, fate: str) -> None:
+    model.script = Script(num_tokens=300, tokens_per_s=100)
     async with (
         two(model, tmp_path) as (one, other),
         cutting(one.url) as proxy,
         qraf.connect(proxy.url, reconnect=QUICK) as q,
     ):
-        response = q.enhance("what is there?", collections=["manuals"], generate={"max_tokens": 120})
-        ends = 0
+        response = q.enhance("what is there?", collections=["manuals"], generate={"max_tokens": 300})
+        frames, moved = [], 0
         async for frame in response:
-            ends += isinstance(frame, ResponseDone)
+            frames.append(frame)
             if len(response.text) > 40 and not q.reconnects and not proxy.cuts:
                 await noted(one, response.id, "running")
                 if fate == "dies":
                     die(one)
                 proxy.lead_to(other.url)
                 proxy.cut()
-        assert ends == 1
+            moved += bool(q.reconnects) and isinstance(frame, ResponseDelta)
+        assert [type(frame) for frame in frames].count(ResponseDone) == 1
+        assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
         assert response.done is not None
         if fate == "lives":
-            assert (response.done.status, response.text) == ("incomplete", model.script.text(120))
-            assert response.done.usage.completion_tokens == 120
+            assert (response.done.status, response.text) == ("incomplete", model.script.text(300))
+            assert response.done.usage.completion_tokens == 300
+            assert (response.gaps, len(response.hops), response.route is None) == (0, 1, False)
+            assert moved >= 2  # in pieces while it runs
         else:
             assert response.done.error is not None
             assert (response.done.status, response.done.error.code) == ("failed", "gateway_lost")
             assert response.done.error.retryable
         await q.ping()
+
+
+async def test_a_client_that_is_led_there_and_back_sees_one_text(model, tmp_path, quick) -> None:
+    """Over the gateway that runs it, one that follows it, one that is stopped while it does, and the first again."""
+    model.script = Script(num_tokens=400, tokens_per_s=100)
+    async with (
+        two(model, tmp_path) as (one, other),
+        cutting(one.url) as proxy,
+        qraf.connect(proxy.url, reconnect=QUICK) as q,
+    ):
+        response = q.enhance("what is there?", collections=["manuals"], generate={"max_tokens": 400})
+        seqs, places = [], iter([other.url, one.url, other.url, "stop"])
+        next_at = 100
+        async for frame in response:
+            seqs.append(frame.seq)
+            if len(response.text) > next_at and (place := next(places, None)) is not None:
+                next_at += 300
+                await noted(one, response.id, "running")
+                if place == "stop":
+                    proxy.lead_to(one.url)
+                    stopping = asyncio.create_task(other.stop())
+                else:
+                    proxy.lead_to(place)
+                    proxy.cut()
+        await stopping
+        assert q.reconnects == 4
+        assert seqs == list(range(1, len(seqs) + 1))
+        assert (response.text, response.gaps) == (model.script.text(400), 0)
+
+
+async def test_what_nobody_had_heard_of_when_its_gateway_died_is_begun_again_unasked(model, tmp_path) -> None:
+    model.script = Script(num_tokens=50, tokens_per_s=200, delay_s=0.3)
+    async with (
+        two(model, tmp_path) as (one, other),
+        cutting(one.url) as proxy,
+        qraf.connect(proxy.url, reconnect=QUICK) as q,
+    ):
+        die(one)  # nothing that it begins from now on is noted
+        response = q.enhance("what is there?", collections=["manuals"], generate={"max_tokens": 50})
+        kinds, first = [], ""
+        async for frame in response:
+            kinds.append(type(frame))
+            if not proxy.cuts:
+                first = response.id
+                proxy.lead_to(other.url)
+                proxy.cut()
+        assert (kinds.count(ResponseCreated), kinds.count(ResponseDone)) == (1, 1)
+        assert response.done is not None
+        assert (response.done.status, response.text) == ("incomplete", model.script.text(50))
+        assert response.id != first
+        assert len(response.hops) == 1
+
+
+async def test_what_nobody_had_heard_of_and_had_said_something_ends_as_failed(model, tmp_path) -> None:
+    model.script = Script(num_tokens=2000, tokens_per_s=100)
+    async with (
+        two(model, tmp_path) as (one, other),
+        cutting(one.url) as proxy,
+        qraf.connect(proxy.url, reconnect=QUICK) as q,
+    ):
+        die(one)
+        response = q.enhance("what is there?", collections=["manuals"], generate={"max_tokens": 2000})
+        async for _ in response:
+            if response.text and not proxy.cuts:
+                proxy.lead_to(other.url)
+                proxy.cut()
+        assert response.done is not None
+        assert response.done.error is not None
+        assert (response.done.error.code, response.done.error.retryable) == ("replay_gone", True)
+        assert model.script.text(2000).startswith(response.text)
+
+
+async def test_over_http_what_nobody_had_heard_of_is_told_so_and_begun_anew(model, tmp_path) -> None:
+    model.script = Script(num_tokens=5)
+    body = {"prompt": "p", "collections": ["manuals"], "key": "k1", "stream": True, "generate": {"max_tokens": 5}}
+    async with gateway(model, tmp_path) as other, httpx.AsyncClient(base_url=other.url, trust_env=False) as http:
+        gone = await http.post("/v1/enhance", json=body, headers={"Last-Event-ID": "1"})
+        assert (gone.status_code, gone.json()["code"]) == (410, "replay_gone")
+        assert (await http.get("/v1/responses/str_x/events", headers={"Last-Event-ID": "1"})).status_code == 404
+        anew = await http.post("/v1/enhance", json=body)
+        assert (anew.status_code, anew.text.count("event: response.done")) == (200, 1)
 
 
 async def test_a_command_whose_answer_was_lost_leads_to_the_same_response_at_the_other_gateway(model, tmp_path) -> None:

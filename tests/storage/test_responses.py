@@ -77,10 +77,10 @@ def test_a_gateway_says_that_it_lives_and_hears_what_others_want(journal: Journa
     clock.advance(3)
     table.beat("e1", "alpha:1")
     assert [(one.epoch, one.name, one.seen_at) for one in table.gateways()] == [("e1", "alpha:1", clock.now())]
-    table.wish("rsp_1", "read")
-    table.wish("rsp_2", "cancel")
-    table.wish("rsp_2", "read")  # a cancel is not taken back
-    table.wish("rsp_3", "cancel")
+    table.wish(["rsp_1"], "read")
+    table.wish(["rsp_2"], "cancel")
+    table.wish(["rsp_2"], "read")  # a cancel is not taken back
+    table.wish(["rsp_3"], "cancel")
     assert {name: wish for name, (wish, _) in table.wishes("e1").items()} == {"rsp_1": "read", "rsp_2": "cancel"}
     table.put([ended("2")])
     assert set(table.wishes("e1")) == {"rsp_1"}

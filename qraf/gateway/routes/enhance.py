@@ -16,6 +16,7 @@ from qraf.gateway.repeats import HEADER, key_of
 from qraf.gateway.sse import EventStream, gather
 from qraf.gateway.values import check_number
 from qraf.records import Figures
+from qraf.sessions.following import Followed
 from qraf.sessions.response import Reader
 from qraf.sessions.response import Response as Running
 
@@ -135,7 +136,8 @@ async def enhance(request: Request) -> Response:
 async def get_response(request: Request) -> Response:
     """A response while it runs and a short while after, with its whole text.
 
-    One that another gateway runs is `runs_elsewhere` (503, with `Retry-After`) until it has ended.
+    That of one that another gateway runs may be a second or two old; where that gateway tells nothing of it,
+    `runs_elsewhere` (503, with `Retry-After`).
     """
     query(request, NoQuery)
     return answer(_snapshot(await _find(request)))
@@ -170,8 +172,10 @@ async def get_events(request: Request) -> Response:
 async def cancel_response(request: Request) -> Response:
     """Stop a response; harmless when late."""
     try:
-        found = await _find(request)
+        found = await _find(request, follow=False)
         was_running = found.cancel()
+        if was_running and isinstance(found, Followed):
+            raise RunsElsewhere(found.id, found.gateway)
     except RunsElsewhere as running:
         ended = await gate(request).service.cancel_elsewhere(running, _CANCEL_S)
         if ended is None:
@@ -222,9 +226,9 @@ def _last_event_id(request: Request) -> int | None:
     return int(told)
 
 
-async def _find(request: Request, after_seq: int | None = None) -> Running:
+async def _find(request: Request, after_seq: int | None = None, *, follow: bool = True) -> Running:
     name = request.path_params["response"]
-    found = await gate(request).service.find_response(name, after_seq=after_seq)
+    found = await gate(request).service.find_response(name, after_seq=after_seq, follow=follow)
     if found is None:
         raise NotFound("response", name)
     return found
