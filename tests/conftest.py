@@ -15,15 +15,17 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
+import contextlib  # noqa: E402
 import functools  # noqa: E402
+import gc  # noqa: E402
 import logging  # noqa: E402
 import re  # noqa: E402
+import sys  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-import httpx._transports.default as transports  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -36,9 +38,6 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.register_profile("quick", deadline=None, max_examples=20)  # for `make quick`
 settings.load_profile("ci" if os.environ.get("CI") else "default")
-
-# reading all certificates takes each client 15 ms
-transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -56,8 +55,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)  # its import takes a second
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What imports and collection make stays to the end, so no garbage is looked for among it, then or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(20_000)
+        gc.enable()
+
+
 def pytest_collection_finish() -> None:
-    """Let torch's loggers propagate: pytest would hang two handlers on each of the fifty, three times a test."""
+    """Make once what is the same for every test, and let torch's loggers propagate.
+
+    To read all certificates takes each HTTP client 15 ms, and to build the command line each call 25 ms. On every
+    logger that does not propagate, and torch has fifty, pytest would hang two handlers three times a test.
+    """
+    for module, name in (("httpx._transports.default", "create_ssl_context"), ("typer.testing", "_get_command")):
+        if there := sys.modules.get(module):
+            setattr(there, name, functools.cache(getattr(there, name)))
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("torch") and isinstance(logger, logging.Logger):
             logger.propagate = True
@@ -80,38 +98,43 @@ def _logging_as_it_was() -> Iterator[None]:
     for handler in root.handlers[:]:
         if type(handler) is logging.StreamHandler and handler not in handlers:
             root.removeHandler(handler)
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
+    for logger, level in zip((root, own), levels, strict=True):
+        if logger.level != level:  # to set it looks through all loggers
+            logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_journals() -> Iterator[None]:
-    """In `make quick` the migrations run once in a process, and other new journals in SQLite are made as they left it.
+def _journals_are_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A new journal in SQLite begins as a copy of one that the migrations made: they are slower than many small tests.
 
-    That is the slowest part of many small tests; the whole suite takes the long way every time.
+    The whole suite takes the long way in every process that is started and in the tests of `qraf.storage`.
     """
-    if settings.default.max_examples >= 100:
-        yield
-        return
-    from sqlalchemy import Connection, inspect, text
+    import sqlite3
 
-    from qraf.storage import database
+    from sqlalchemy import Engine
 
-    upgrade = database._upgrade
-    made: list[str] = []
+    from qraf.storage import database, journal
 
-    def upgraded(connection: Connection) -> None:
-        if connection.dialect.name != "sqlite" or inspect(connection).get_table_names():
-            upgrade(connection)
-        elif made:
-            for statement in made:
-                connection.exec_driver_sql(statement)
-        else:
-            upgrade(connection)
-            query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%'"
-            made.extend(connection.execute(text(query)).scalars())
-            made.append(f"INSERT INTO alembic_version VALUES ('{database._revision(connection)}')")
+    @functools.cache
+    def made() -> Path:
+        file = tmp_path_factory.mktemp("made") / "journal.db"
+        engine = database.open_engine(f"sqlite:///{file}")
+        database.migrate(engine)
+        engine.dispose()
+        return file
+
+    def migrate(engine: Engine) -> None:
+        if engine.dialect.name == "sqlite":
+            if database.is_in_memory(str(engine.url)):
+                with (
+                    contextlib.closing(engine.raw_connection()) as new,
+                    contextlib.closing(sqlite3.connect(made())) as old,
+                ):
+                    old.backup(new.driver_connection)
+            elif (path := Path(engine.url.database or "")).stat().st_size == 0:
+                path.write_bytes(made().read_bytes())
+        database.migrate(engine)  # finds it as it must be
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(database, "_upgrade", upgraded)
+        patch.setattr(journal, "migrate", migrate)
         yield

@@ -1,9 +1,12 @@
 import contextlib
 
 import pytest
+from hypothesis import settings
 
 from qraf.clock import FakeClock
 from qraf.settings import SealSettings
+from qraf.storage import database
+from qraf.storage import journal as journal_module
 from qraf.storage.journal import Journal
 from qraf.storage.seal import MasterKeys
 from tests import postgres
@@ -12,6 +15,13 @@ from tests import postgres
 def _slow(name):
     """`make quick` does with the one in memory."""
     return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _migrations_run(monkeypatch):
+    """In the whole suite every journal of these tests is made by the migrations, not copied."""
+    if settings.default.max_examples >= 100:
+        monkeypatch.setattr(journal_module, "migrate", database.migrate)
 
 
 @pytest.fixture
