@@ -323,8 +323,8 @@ class Resumed(_OutPart, frozen=True, kw_only=True):
     """What became of a stream that `hello` named.
 
     `replayed`: what was missed follows, then what is new. `gap`: what was missed is no longer kept, what is new
-    follows. `done`: it has ended and all of it was seen. `elsewhere`: another gateway runs it and nothing follows here;
-    it can be read by GET when it has ended. `expired`: it is not known, or not any more.
+    follows. `done`: it has ended and all of it was seen. `elsewhere`: another gateway runs it and tells nothing of it,
+    so nothing follows here; it can be read by GET. `expired`: it is not known, or not any more.
     """
 
     stream: str

@@ -129,3 +129,46 @@ def test_a_row_of_another_tenant_fails_its_tag(sealed: Journal) -> None:
         connection.exec_driver_sql("UPDATE responses SET tenant = 'acme' WHERE id = 'rsp_2'")
     with pytest.raises(SealBroken):
         table.find("acme", "rsp_2")
+
+
+def test_what_others_follow_is_read_when_it_is_new_and_sealed_all_the_while(sealed: Journal) -> None:
+    journal, table = sealed, sealed.responses
+    journal.create_session(SessionRecord(id="acme/ann", created_at=1.0))
+    table.put([record("1", session="acme/ann"), record("2"), record("3")])
+    assert table.news({"rsp_1": 0, "rsp_2": 0, "rsp_4": 0}) == {"rsp_4": None}
+    so_far = ResponseBody(text=SECRET, frames=(SECRET.encode(), b"2"))
+    table.put([record("1", session="acme/ann", seq=7, body=so_far)])
+    with journal._read("look") as connection:
+        rows = connection.exec_driver_sql("SELECT body FROM responses").scalars().all()
+    assert not any(SECRET.encode() in bytes(row) for row in rows)
+    [(name, news)] = table.news({"rsp_1": 6, "rsp_2": 0}).items()
+    assert (name, news.status, news.seq, news.body) == ("rsp_1", "running", 7, so_far)  # type: ignore[union-attr]
+    assert table.news({"rsp_1": 7}) == {}
+    table.put([ended("2")])
+    assert table.news({"rsp_2": 9})["rsp_2"].status == "completed"  # type: ignore[union-attr]
+    journal.delete_session("acme/ann")
+    journal.drop_memory("s/acme/ann")
+    assert table.news({"rsp_1": 7}) == {"rsp_1": None}
+
+
+def test_what_runs_is_known_by_life_and_can_be_given_up(journal: Journal) -> None:
+    table = journal.responses
+    table.put([record("1"), record("2"), record("3", epoch="e2", created_at=5.0), record("4", epoch="e2"), ended("5")])
+    mine, others = table.running("e1")
+    assert (sorted(mine), others) == (["rsp_1", "rsp_2"], {"e2": 1.0})
+    table.lose(["rsp_1", "rsp_5"])
+    assert table.running("e1")[0] == ["rsp_2"]
+    lost, done = table.find("acme", "rsp_1"), table.find("acme", "rsp_5")
+    assert lost is not None
+    assert done is not None
+    assert (lost.status, lost.is_lost, done.status, done.is_lost) == ("failed", True, "completed", False)
+
+
+def test_of_two_responses_to_one_command_the_first_may_leave(journal: Journal) -> None:
+    table = journal.responses
+    table.put([record("1", key="k"), record("2", key=None), record("3", tenant="bolt", key="k"), record("4")])
+    table.put([record("5", key="k", epoch="e2"), record("6", key=None, epoch="e2")])
+    assert {name: wish for name, (wish, _) in table.wishes("e1").items()} == {"rsp_1": "leave"}
+    assert table.wishes("e2") == {}
+    table.wish(["rsp_1"], "read")  # somebody wants it all the same
+    assert table.wishes("e1")["rsp_1"][0] == "read"
