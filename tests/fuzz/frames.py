@@ -1,9 +1,9 @@
-"""Sequences of frames from a seed: plain data, so that any of them can be run again, and cut down.
+"""The frames that clients send: valid ones, spoilt ones, and messages that are none; as hypothesis strategies.
 
-A step is a tuple. `("open", slot, framing, hello)`, `("send", slot, frame)`, `("spoil", slot, frame, seed)` (the frame,
-with values changed), `("break", slot, frame, seed)` (its bytes changed), `("stall", slot)` (it reads no more),
-`("drop", slot)`, `("rest", n)` and `("settle",)`. Names that are known only when it runs are written as `@stream 3` (of
-the fourth response, the newest first) and `@decoder 0`.
+What is inside a frame follows from a number (`frames`), so that hundreds of them cost little to draw, or is drawn value
+by value (`drawn`), so that each can be made smaller. A frame is plain data; names that are known only when it is sent
+are written as `@id` (a new one), `@command` (that of the command before), `@stream 3` (of the fourth response, the
+newest first) and `@decoder 0`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from hypothesis import strategies as st
 
-__all__ = ["FRAMINGS", "JSON", "MSGPACK", "Step", "broken", "encoded", "episode", "spoilt"]
+__all__ = ["FRAMINGS", "JSON", "MSGPACK", "Said", "broken", "drawn", "encoded", "frames", "hellos"]
 
-Step = tuple[Any, ...]
+Said = tuple[str, dict[str, Any], int]
+"""How (`valid`, `spoilt` or, with its bytes changed, `broken`), what, and for what is broken a seed."""
 JSON, MSGPACK = "qraf.v1", "qraf.v1+msgpack"
 FRAMINGS = (JSON, MSGPACK)
-SLOTS = 4
 
 _SESSIONS = ("ann", "bob", "ses_cat", "nobody")
 _WORDS = ("nuts", "Ann", "tea", "boat", "2026-05-07", "Alpe d'Huez", "Zoë", "\x00", "a" * 300)
@@ -37,41 +38,26 @@ ODD: tuple[Any, ...] = (
 )
 
 
-def episode(seed: int, num_frames: int) -> list[Step]:
-    """The steps of one episode: some connections at once, about so many frames."""
-    rng = random.Random(seed)
-    steps: list[Step] = [_open(rng, slot) for slot in range(SLOTS)]
-    while len(steps) < num_frames:
-        slot, what = rng.randrange(SLOTS), rng.random()
-        if what < 0.55:
-            steps.append(("send", slot, _frame(rng)))
-        elif what < 0.83:
-            steps.append(("spoil", slot, _frame(rng), rng.getrandbits(32)))
-        elif what < 0.90 and (sent := [step for step in steps[-20:] if step[0] == "send" and step[1] == slot]):
-            steps.append(("send", slot, _frame(rng) | {"id": rng.choice(sent)[2].get("id", "")}))  # an id twice
-        elif what < 0.93:
-            steps.append(("rest", rng.choice((1, 1, 1, 3, 10))))
-        elif what < 0.945:
-            steps += [("break", slot, _frame(rng), rng.getrandbits(32)), ("settle",), _open(rng, slot)]
-        elif what < 0.975:
-            steps += [("drop", slot), _open(rng, slot)]
-        elif what < 0.977:
-            steps += [("stall", slot), *(("send", slot, _ping(rng)) for _ in range(80)), ("rest", 3), ("drop", slot)]
-            steps.append(_open(rng, slot))
-        elif what < 0.99:
-            steps.append(("settle",))
-        else:
-            steps.append(("send", slot, _frame(rng)))
-    return steps
+# not `st.builds`, which would show how they were made in place of what they are
+@st.composite
+def frames(draw: st.DrawFn) -> Said:
+    """A frame whose inside follows from a number."""
+    how, kind = draw(_WHAT)
+    return _made(how, kind, random.Random(draw(_NUMBER)))
 
 
-def spoilt(frame: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The frame with fields changed, taken away and added, at any depth; still a map."""
-    rng = random.Random(seed)
-    made: dict[str, Any] = _copied(frame) | {"id": f"m{seed}"}
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        _spoil(rng, made)
-    return made
+@st.composite
+def drawn(draw: st.DrawFn) -> Said:
+    """A frame each value of which is drawn."""
+    how, kind = draw(_WHAT)
+    return _made(how, kind, draw(st.randoms(use_true_random=False)))
+
+
+@st.composite
+def hellos(draw: st.DrawFn) -> Said:
+    """A first frame: mostly a good one, with streams to go on with or without."""
+    how = draw(st.sampled_from(("valid",) * 12 + ("spoilt", "early")))
+    return _hello(how, random.Random(draw(_NUMBER)))
 
 
 def encoded(frame: dict[str, Any], framing: str) -> str | bytes:
@@ -112,26 +98,28 @@ def broken(message: str | bytes, framing: str, seed: int) -> str | bytes:
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
-def _open(rng: random.Random, slot: int) -> Step:
+def _made(how: str, kind: str, rng: random.Random) -> Said:
+    frame = {"type": kind, "id": "@id", **_MAKERS[kind](rng)}
+    if how == "spoilt":
+        return how, _spoilt(frame, rng), 0
+    if how == "again":
+        return "valid", frame | {"id": "@command"}, 0
+    return how, frame, rng.getrandbits(32) if how == "broken" else 0
+
+
+def _hello(how: str, rng: random.Random) -> Said:
+    """`early` is a command instead of it."""
     hello: dict[str, Any] = {"type": "hello", "coalesce_ms": rng.choice((0, 0, 1))}
+    if how == "early":
+        return "valid", {"type": "ping", "id": "@id"}, 0
+    if how == "spoilt":
+        return how, _spoilt(hello | {"resume": [_NO_STREAM]}, rng), 0
     if rng.random() < 0.6:
         names = rng.sample(range(12), rng.randrange(1, 5))
         hello["resume"] = [{"stream": f"@stream {n}", "after_seq": rng.choice(("@seen", "@seen", 0))} for n in names]
         if rng.random() < 0.3:
-            hello["resume"].append({"stream": "str_none", "epoch": "e", "after_seq": 3})
-    return ("open", slot, rng.choice(FRAMINGS), hello)
-
-
-def _ping(rng: random.Random) -> dict[str, Any]:
-    return {"type": "ping", "id": _id(rng)}
-
-
-def _frame(rng: random.Random) -> dict[str, Any]:
-    return rng.choices(_MAKERS, _WEIGHTS)[0](rng)
-
-
-def _id(rng: random.Random) -> str:
-    return f"c{rng.getrandbits(40)}"
+            hello["resume"].append(_NO_STREAM)
+    return how, hello, 0
 
 
 def _where(rng: random.Random) -> dict[str, Any]:
@@ -143,7 +131,7 @@ def _text(rng: random.Random) -> str:
 
 
 def _session_open(rng: random.Random) -> dict[str, Any]:
-    made: dict[str, Any] = {"type": "session.open", "id": _id(rng), "session": rng.choice(_SESSIONS)}
+    made: dict[str, Any] = {"session": rng.choice(_SESSIONS)}
     if rng.random() < 0.4:
         made |= {"create": False}
     if rng.random() < 0.2:
@@ -162,24 +150,18 @@ def _write(rng: random.Random) -> dict[str, Any]:
         if rng.random() < 0.2:
             item |= {"role": rng.choice(("assistant", "document", "recalled")), "metadata": {"k": rng.randrange(3)}}
         items.append(item)
-    return {"type": "write", "id": _id(rng), **_where(rng), "items": items}
+    return {**_where(rng), "items": items}
 
 
 def _recall(rng: random.Random) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "type": "recall",
-        "id": _id(rng),
-        "session": rng.choice(_SESSIONS),
-        "text": _text(rng),
-        "k": 3,
-    }
+    made: dict[str, Any] = {"session": rng.choice(_SESSIONS), "text": _text(rng), "k": 3}
     return made | {"filter": rng.choice(_FILTERS), "explain": rng.random() < 0.2}
 
 
 def _enhance(rng: random.Random) -> dict[str, Any]:
-    made: dict[str, Any] = {"type": "enhance", "id": _id(rng), "prompt": _text(rng), "collections": []}
+    made: dict[str, Any] = {"prompt": _text(rng), "collections": ["manuals"]}
     if rng.random() < 0.4:
-        made |= {"session": rng.choice(_SESSIONS), "remember": rng.random() < 0.2}
+        made |= {"collections": [], "session": rng.choice(_SESSIONS), "remember": rng.random() < 0.2}
     if rng.random() < 0.3:
         made["generate"] = rng.choice((False, {"max_tokens": 5}, {"max_tokens": 40}))
     if rng.random() < 0.3:
@@ -189,20 +171,16 @@ def _enhance(rng: random.Random) -> dict[str, Any]:
 
 def _cancel(rng: random.Random) -> dict[str, Any]:
     target = rng.choice(("@stream 0", "@stream 1", "@stream 5", "key1", "nothing", "@command"))
-    return {"type": "cancel", "id": _id(rng), "target": target}
+    return {"target": target}
 
 
 def _watch(rng: random.Random) -> dict[str, Any]:
     topic = rng.choice(("network", "usage", "session:ann", "session:nobody"))
-    return {"type": "watch", "id": _id(rng), "topic": topic, "every_ms": rng.choice((100, 1000, 3_600_000))}
+    return {"topic": topic, "every_ms": rng.choice((100, 1000, 3_600_000))}
 
 
 def _unwatch(rng: random.Random) -> dict[str, Any]:
-    return {"type": "unwatch", "id": _id(rng), "topic": rng.choice(("network", "usage", "session:ann", "else"))}
-
-
-def _refresh(rng: random.Random) -> dict[str, Any]:
-    return {"type": "auth.refresh", "id": _id(rng), "token": "anything"}
+    return {"topic": rng.choice(("network", "usage", "session:ann", "else"))}
 
 
 def _state(rng: random.Random) -> dict[str, Any]:
@@ -218,11 +196,11 @@ def _state(rng: random.Random) -> dict[str, Any]:
             {"op": "delete", "ids": ids},
         )
     )
-    return {"type": "state", "id": _id(rng), "order": order}
+    return {"order": order}
 
 
 def _decode_open(rng: random.Random) -> dict[str, Any]:
-    made: dict[str, Any] = {"type": "decode.open", "id": _id(rng), "experiment": _SURFACE, "shots": rng.choice((1, 3))}
+    made: dict[str, Any] = {"experiment": _SURFACE, "shots": rng.choice((1, 3))}
     return (
         made
         if rng.random() < 0.8
@@ -231,22 +209,48 @@ def _decode_open(rng: random.Random) -> dict[str, Any]:
 
 
 def _decode_rounds(rng: random.Random) -> dict[str, Any]:
-    made = {"type": "decode.rounds", "id": _id(rng), "stream": f"@decoder {rng.randrange(3)}", "detectors": b"\0"}
+    made = {"stream": f"@decoder {rng.randrange(3)}", "detectors": b"\0"}
     return made | {"rounds": rng.choice((1, 1, 1, 3)), "detectors": rng.choice((b"\0", b"\1", b"\0\0\0", b"\xff" * 9))}
 
 
 def _decode_close(rng: random.Random) -> dict[str, Any]:
-    return {"type": "decode.close", "id": _id(rng), "stream": f"@decoder {rng.randrange(3)}"}
+    return {"stream": f"@decoder {rng.randrange(3)}"}
 
 
-_MAKERS: tuple[Callable[[random.Random], dict[str, Any]], ...] = (
-    _ping, _session_open, _write, _recall, _enhance, _cancel, _watch, _unwatch, _refresh, _state, _decode_open,
-    _decode_rounds, _decode_close,
-)  # fmt: skip
-_WEIGHTS = (32, 4, 5, 2, 4, 16, 11, 11, 5, 3, 1, 5, 2)
+_MAKERS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
+    "ping": lambda rng: {},
+    "session.open": _session_open,
+    "write": _write,
+    "recall": _recall,
+    "enhance": _enhance,
+    "cancel": _cancel,
+    "watch": _watch,
+    "unwatch": _unwatch,
+    "auth.refresh": lambda rng: {"token": "anything"},
+    "state": _state,
+    "decode.open": _decode_open,
+    "decode.rounds": _decode_rounds,
+    "decode.close": _decode_close,
+}
+_TIMES = dict(zip(_MAKERS, (32, 4, 5, 2, 4, 16, 11, 11, 5, 3, 1, 5, 2), strict=True))
+_HOW = {"valid": 60, "again": 7, "spoilt": 31, "broken": 2}
+_NUMBER = st.integers(0, 2**32 - 1)
+# one draw for both; the simplest first, because what fails is made smaller towards it
+_WHAT = st.sampled_from(
+    [(how, kind) for how, a in _HOW.items() for kind, b in _TIMES.items() for _ in range(round(a * b / 10))]
+)
+_NO_STREAM = {"stream": "str_none", "epoch": "e", "after_seq": 3}
 
 
 # ------------------------------------------------------------------------------------------------------------ spoiling
+def _spoilt(frame: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """The frame with fields changed, taken away and added, at any depth; still a map."""
+    made: dict[str, Any] = _copied(frame)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        _spoil(rng, made)
+    return made
+
+
 def _spoil(rng: random.Random, made: Any) -> None:
     """Change one place, the deeper ones too."""
     places = [key for key, value in _pairs(made) if isinstance(value, dict | list) and value]

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from qraf.gateway.protocol import CLOSE_CODES
-from tests.fuzz.frames import JSON, broken, encoded, spoilt
+from tests.fuzz.frames import JSON, Said, broken, encoded
 
 __all__ = ["Broken", "Heard", "Known", "Talk"]
 
@@ -54,14 +54,17 @@ class Heard:
 
 @dataclass
 class Known:
-    """What all connections of an episode know together."""
+    """What all connections of a program know together."""
 
     responses: dict[str, Heard] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     decoders: list[str] = field(default_factory=list)
     frames: int = 0
+    ids: int = 0
     closes: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     results: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    caught_up: int = 0
+    """Streams that went on after a close for reading too slowly."""
 
 
 class Talk:
@@ -76,12 +79,14 @@ class Talk:
         self.owed: dict[str, list[str]] = {}
         self.log: list[tuple[str, Any]] = []
         self.problems: list[str] = []
+        self.resumed: dict[str, str] = {}
         self.quiet = asyncio.Event()
         self.quiet.set()
         self._inbox: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
         self._inbox.put_nowait({"type": "websocket.connect"})
         self._gate = asyncio.Event()
         self._gate.set()
+        self._is_deaf = self._is_greeted = False
         self._seqs: dict[str, int] = {}
         self._replays: set[str] = set()
         self._gaps: set[str] = set()
@@ -96,6 +101,8 @@ class Talk:
         return await self._inbox.get()
 
     async def send(self, event: MutableMapping[str, Any]) -> None:
+        if event["type"] == "websocket.close" and not self._is_deaf:
+            self._gate.set()
         await self._gate.wait()
         if self.was_dropped:
             raise OSError("the client went")
@@ -108,32 +115,40 @@ class Talk:
             self._closed(event["code"])
 
     # ---------------------------------------------------------------------------------------------------- the client's
-    def say(self, step: tuple[Any, ...]) -> None:
-        """Send what a step says."""
+    def say(self, said: Said) -> None:
+        """Send a frame, or what once was one."""
         if self.is_over:
             return
-        frame = self._resolved(step[2])
-        if step[0] == "send":
-            self._owe(frame.get("id", ""), frame["type"])
+        how, what, seed = said
+        frame = self._resolved(what)
+        message = encoded(frame, self.framing)
+        if how == "valid" and self._is_greeted:
+            self._owe(frame["id"], frame["type"])
             if "key" in frame:
                 self._keyed.add(frame["id"])
-            self._tell(encoded(frame, self.framing))
-        elif step[0] == "spoil":
-            frame = spoilt(frame, step[3])
+        else:
             self.loose += 1
             self.quiet.clear()
-            self._tell(encoded(frame, self.framing))
-        else:
-            message = broken(encoded(frame | {"id": f"m{step[3]}"}, self.framing), self.framing, step[3])
-            self.loose += 1
+        if how == "broken":
+            message = broken(message, self.framing, seed)
             self.may_close = True
             self.must_close = isinstance(message, str) != (self.framing == JSON) or len(message) > 65_536
-            self.quiet.clear()
-            self._tell(message)
+        elif not self._is_greeted:  # a command in place of `hello`
+            self.may_close = self.must_close = True
+        self._tell(message)
 
-    def hello(self, frame: dict[str, Any]) -> None:
-        """Say hello, with the streams to go on with that are known."""
-        frame = dict(frame)
+    def hello(self, said: Said) -> None:
+        """Say hello, with the streams to go on with that are known; or, in its place, something else."""
+        how, what, _ = said
+        if how == "spoilt":  # refused or not, the connection stands: what comes after is a good one, or one too many
+            self._is_greeted = True
+            self.say(said)
+            what = {"type": "hello"}
+        elif what["type"] != "hello":
+            self.say(said)
+            return
+        self._is_greeted = True
+        frame = dict(what)
         wanted = []
         for one in frame.pop("resume", ()):
             name = one["stream"].removeprefix("@stream ")
@@ -143,19 +158,26 @@ class Talk:
                 heard = self.known.responses[self.known.order[int(name)]]
                 after_seq = heard.seq if one["after_seq"] == "@seen" else one["after_seq"]
                 one = {"stream": heard.stream, "epoch": heard.epoch, "after_seq": after_seq}
-                self._seqs[heard.stream] = after_seq
-                if not after_seq:
-                    self._replays.add(heard.stream)
+            if one["stream"] in self.known.responses:
+                self._seqs[one["stream"]] = one["after_seq"]
+                if not one["after_seq"]:
+                    self._replays.add(one["stream"])
             wanted.append(one)
         if wanted:
             frame["resume"] = wanted
         self._owe("", "hello")
         self._tell(encoded(frame, self.framing))
 
-    def stall(self) -> None:
-        """Read no more."""
+    def stall(self, *, for_good: bool) -> None:
+        """Read no more: nothing passes, or nothing but the close, because the client reads again by then."""
         self._gate.clear()
+        self._is_deaf = for_good
         self.may_close = True
+
+    def to_resume(self) -> list[dict[str, Any]]:
+        """The streams that it read when it ended, each after the last that it had read."""
+        heard = [self.known.responses[stream] for stream in self._running if stream in self.known.responses]
+        return [{"stream": one.stream, "epoch": one.epoch, "after_seq": self._seqs[one.stream]} for one in heard]
 
     def drop(self) -> None:
         """Go away without a word."""
@@ -164,6 +186,11 @@ class Talk:
             self._inbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
         self._gate.set()
         self.quiet.set()
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether it reads no more, for good."""
+        return self._is_deaf and not self.is_over
 
     @property
     def is_over(self) -> bool:
@@ -198,6 +225,9 @@ class Talk:
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, str) and value.startswith("@"):
             kind, _, number = value[1:].partition(" ")
+            if kind == "id":
+                self.known.ids += 1
+                return f"c{self.known.ids}"
             if kind == "command":
                 return self._last_id
             names = self.known.decoders if kind == "decoder" else self.known.order
@@ -229,6 +259,7 @@ class Talk:
             if one["result"] == "gap":
                 self._gaps.add(one["stream"])
             self.known.results[one["result"]] += 1
+            self.resumed[one["stream"]] = one["result"]
         if kind == "response.created":
             self._created(frame)
             if stream in self._replays:

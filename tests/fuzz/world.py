@@ -20,13 +20,12 @@ from qraf.state_orders import StateDelete
 from qraf.storage.journal import Journal
 from qraf.text.generator import Piece
 from tests.encoders import HashEncoder
-from tests.fuzz.frames import Step
-from tests.fuzz.talk import Broken, Known, Talk
+from tests.fuzz.talk import Broken, Known
 from tests.gateway.conftest import topology
 
-__all__ = ["World", "world"]
+__all__ = ["LIMITS", "World", "world"]
 
-HANG_S = 15.0
+_END_S = 15.0
 LIMITS = LimitSettings(
     max_frame_bytes=65_536,
     max_item_bytes=4096,
@@ -42,7 +41,7 @@ LIMITS = LimitSettings(
     max_decoders=2,
     max_decode_detectors=200,
     outbox_frames=64,
-    send_timeout_s=0.3,
+    send_timeout_s=0.1,
     kept_responses=40,
     response_grace_s=0.5,
     max_unread_responses=8,
@@ -80,90 +79,10 @@ class World:
     app: FastAPI
     model: ScriptedModel
 
-    async def play(self, episodes: Sequence[Sequence[Step]]) -> list[Known]:
-        """Run episodes side by side; raises Broken for whatever the protocol does not allow."""
-        done = await asyncio.gather(*map(self._play, episodes), return_exceptions=True)
-        for one in done:
-            if isinstance(one, BaseException):
-                raise one
-        played = [one for one in done if isinstance(one, Known)]
-        await self._end(played)
-        return played
-
-    async def _play(self, steps: Sequence[Step]) -> Known:
-        known, talks, every = Known(), dict[int, Talk](), list[Talk]()
-        serving: set[asyncio.Task[None]] = set()
-        try:
-            for step in steps:
-                await self._take(step, known, talks, every, serving)
-            await self._settled(every)
-        finally:
-            for talk in every:
-                talk.drop()
-            ended, left = await asyncio.wait(serving, timeout=HANG_S)
-        if left:
-            raise Broken(f"{len(left)} connections go on without their clients: {left}")
-        for task in ended:
-            task.result()
-        problems = [f"{talk.framing}: {what}" for talk in every for what in talk.problems]
-        if problems:
-            told = next(talk.told() for talk in every if talk.problems)
-            raise Broken("\n".join(problems[:20]) + "\n\n" + told)
-        return known
-
-    async def _take(
-        self, step: Step, known: Known, talks: dict[int, Talk], every: list[Talk], serving: set[asyncio.Task[None]]
-    ) -> None:
-        match step:
-            case ("open", slot, framing, hello):
-                if slot in talks:
-                    talks[slot].drop()
-                talk = talks[slot] = Talk(known, framing)
-                every.append(talk)
-                serving.add(asyncio.create_task(self._serve(talk)))
-                talk.hello(hello)
-            case ("send" | "spoil" | "break", slot, *_):
-                if slot in talks:
-                    talks[slot].say(step)
-            case ("drop", slot) | ("stall", slot):
-                if slot in talks:
-                    getattr(talks[slot], step[0])()
-            case ("rest", n):
-                await asyncio.sleep(0.001 * n)
-            case ("settle",):
-                await self._settled(every)
-        await asyncio.sleep(0)
-
-    async def _serve(self, talk: Talk) -> None:
-        scope = {
-            "type": "websocket",
-            "path": "/v1/ws",
-            "headers": [(b"host", b"127.0.0.1")],
-            "subprotocols": [talk.framing],
-            "client": ("127.0.0.1", 1),
-            "query_string": b"",
-        }
-        await self.app(scope, talk.receive, talk.send)
-        if talk.is_reading:  # one that does not cannot be told
-            talk.problems.append("the server went without a close")
-            talk.quiet.set()
-
-    async def _settled(self, every: Sequence[Talk]) -> None:
-        """Wait until nothing is owed."""
-        try:
-            async with asyncio.timeout(HANG_S):
-                for talk in every:
-                    if talk.is_reading:
-                        await talk.quiet.wait()
-        except TimeoutError:
-            hanging = [talk for talk in every if talk.is_reading and not talk.quiet.is_set()]
-            told = hanging[0].told() if hanging else ""
-            raise Broken(f"no answer in {HANG_S} s: {[one.unanswered() for one in hanging]}\n{told}") from None
-
-    async def _end(self, played: Sequence[Known]) -> None:
-        """Everything that ran comes to its end; then let go of what the episodes made."""
+    async def end(self, known: Known) -> None:
+        """Everything that ran comes to its end; then let go of what was made. Raises Broken for what is left."""
         service = self.service
-        async with asyncio.timeout(HANG_S):
+        async with asyncio.timeout(_END_S):
             for response in service.responses.all_running():
                 response.cancel()
             while service.responses.all_running() or self.app.state.gate.sockets._streams:
@@ -171,7 +90,7 @@ class World:
             tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith(("write ", "absorb "))]
             if tasks:
                 await asyncio.wait(tasks)
-        for heard in [heard for known in played for heard in known.responses.values()]:
+        for heard in known.responses.values():
             response = service.response(heard.stream)
             if response is not None and heard.status not in ("", response.status):
                 raise Broken(f"{heard.stream} was told {heard.status}, and is {response.status}")
@@ -179,9 +98,10 @@ class World:
             await service.delete_session(session.id)
         while states := (await service.states.page(None, 200))[0]:
             await service.states.order(StateDelete(ids=tuple(one.id for one in states)))
+        await self._emptied()
 
-    async def empty(self) -> None:
-        """Nothing is held any more; raises Broken. What is about to end gets a moment."""
+    async def _emptied(self) -> None:
+        """Nothing is held any more; what is about to end gets a moment."""
         for _ in range(200):
             held = {name: count for name, count in self.held().items() if count}
             if not held:

@@ -20,8 +20,16 @@ def may_be_long(extra: dict[str, Any]) -> dict[str, Any]:
         "description": "a long job, or one asked for with `Prefer: respond-async`; `Location` leads to it",
         "content": {"application/json": {"schema": schema}},
     }
-    header = {"type": "string", "enum": ["respond-async"]}
-    extra["parameters"].append({"name": "Prefer", "in": "header", "required": False, "schema": header})
+    extra["parameters"].append(
+        {
+            "name": "Prefer",
+            "in": "header",
+            "required": False,
+            "description": "`respond-async` asks for an operation; preferences that are not known are passed over",
+            "schema": {"type": "string"},
+            "example": "respond-async",
+        }
+    )
     return extra
 
 
