@@ -64,6 +64,8 @@ class Ledger:
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
         await self.flush()
+        if self._failed is not None or self._counts:
+            log.error("the journal did not answer to the end: what was used since then is not counted")
         if self._thread is not None:
             await asyncio.to_thread(self._thread.shutdown)
 

@@ -16,8 +16,10 @@ import pytest
 
 import qraf
 from qraf.errors import ServerError
+from qraf.frames import ResponseDelta
+from tests.cutting_proxy import cutting
 from tests.end_to_end.serving import TOPOLOGY, Served, served
-from tests.openai_server import OpenAIServer
+from tests.openai_server import OpenAIServer, Script
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -68,6 +70,25 @@ async def recalled(server: Served, text: str, **where: object) -> list[str]:
                 await asyncio.sleep(0.1)
 
 
+async def goes_on_at(first: Served, second: Served, model: OpenAIServer) -> None:
+    """A client whose socket moves while its response streams sees one text, and most of it while it is made."""
+    plain, model.script = model.script, Script(num_tokens=200, tokens_per_s=50)
+    async with cutting(first.url) as proxy, qraf.connect(proxy.url, api_key=first.bearer.split()[1]) as q:
+        response = q.enhance("oil for the pump", collections=["manuals"], generate={"max_tokens": 200})
+        seqs, pieces = [], 0
+        async for frame in response:
+            seqs.append(frame.seq)
+            pieces += bool(q.reconnects) and isinstance(frame, ResponseDelta)
+            if len(response.text) > 40 and not proxy.cuts:
+                proxy.lead_to(second.url)
+                proxy.cut()
+        assert response.done is not None
+        assert (response.done.status, response.text) == ("incomplete", model.script.text(200))
+        assert (seqs, response.gaps) == (list(range(1, len(seqs) + 1)), 0)
+        assert pieces > 1
+    model.script = plain
+
+
 async def test_one_server_goes_on_where_the_other_was_killed(
     tmp_path: Path, cluster: dict[str, str], model: OpenAIServer
 ) -> None:
@@ -98,6 +119,8 @@ async def test_one_server_goes_on_where_the_other_was_killed(
             assert (await http.get(f"{second.url}/v1/sessions/ann")).json()["bits"] == 1
         async with qraf.connect(second.url) as q:
             assert (await q.open_session("ann")).state.bits == 1
+
+        await goes_on_at(first, second, model)
 
         strange = tmp_path / "strange.yaml"
         strange.write_text(TOPOLOGY.format(url=model.endpoint.url).replace("end-to-end", "strange"))
