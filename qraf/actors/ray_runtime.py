@@ -227,7 +227,7 @@ class RayRuntime(HostedRuntime):
                 if joined != "replace":
                     self._supervisor = supervisor
                     return joined
-                _log.warning("the network that other gateways left in this namespace is replaced")
+                _log.warning("another network has this namespace, and nobody uses it any more: it is replaced")
                 await reply(supervisor.stop.remote(), _STOP_TIMEOUT_S)
                 await self._blocking(kill, supervisor)
             except TimeoutError:

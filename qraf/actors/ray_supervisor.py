@@ -1,7 +1,7 @@
 """The supervisor's process: starts hosts and engine as actors, probes and replaces them, and tells the gateways.
 
 The decisions are in `supervisor`; this is the shell. It holds nothing that is not found again: which processes run is
-known by the names of their actors, and the last epochs are in Ray's own store.
+known by the names of their actors, what they were made for is in Ray's own store, and the journal gives out epochs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import ray
@@ -31,17 +31,22 @@ from qraf.actors.spare import Spare
 from qraf.actors.standing import ENGINE, SUPERVISOR, Charter, Joined, Post, Standing
 from qraf.actors.supervisor import Attendance, Supervisor
 from qraf.clock import SystemClock
-from qraf.errors import InvalidRequest, NotReady, QrafError
+from qraf.errors import InvalidRequest, NodeDown, NotReady, QrafError, StorageFailed
 from qraf.network.topology import HostSpec
 from qraf.text.generator import Endpoint
+
+if TYPE_CHECKING:
+    from qraf.storage.fences import FenceTable
 
 __all__ = ["HOLD_S", "SupervisorActor"]
 
 HOLD_S = 1.0  # how long a question waits for news
 
 _log = logging.getLogger(__name__)
+_Stored = tuple[str, int, dict[str, tuple[int, int]], str]  # run, last epoch, epoch and restarts of each, mark
 
 _JOIN_S = 5.0  # how long a gateway that wants another network waits for the last one to be seen no more
+_AGAIN_S = 0.5
 _RETIRED_S = 30.0
 _FROZEN_S = 2.0  # the loop stood still for so long: somebody may have taken over meanwhile
 
@@ -67,6 +72,7 @@ class SupervisorActor:
 
     def __init__(self, charter: Charter) -> None:
         self._charter, self._actors = charter, Actors(charter)
+        self._fences: FenceTable | None = None
         self._clock = SystemClock()
         self._term = secrets.token_hex(8)
         self._run = secrets.token_hex(8)  # within which epochs rise: that of this Ray, whoever supervises
@@ -77,6 +83,8 @@ class SupervisorActor:
         self._spare: Spare[Any] = Spare(lambda: self._actors.host(None), self._clock)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake, self._news = asyncio.Event(), asyncio.Event()
+        self._charged = asyncio.Event()  # the journal was asked for charge of the epochs
+        self._decided = asyncio.Event()  # whether there is a first gateway, or this supervisor is of no use
         self._version = 0
         self._is_begun = self._is_settled = self._is_retired = self._has_found = False
 
@@ -84,9 +92,16 @@ class SupervisorActor:
     async def join(self, gateway: str, charter: Charter) -> Joined | QrafError:
         """Take a gateway in, if it wants the network that is kept. An error of ours is the answer.
 
-        `replace`: it wants another one, and nobody else is here. This supervisor is then of no use any more, and the
-        one who asked is to stop and kill it.
+        `replace`: it wants another one, and nobody else is here; or it wants the one that was kept before this
+        supervisor was made for another. This one is then of no use any more, and who asked is to stop and kill it.
         """
+        if not self._is_begun:
+            last = await self._actors.blocking(self._last_mark) or self._actors.mark
+            if charter.mark() != last:
+                await self._wait_for_others()
+            elif last != self._actors.mark and not self._is_begun and not self._is_retired:
+                self._retire()
+                return "replace"
         if self._is_retired:
             return NotReady("handing over to another supervisor")
         wanted, kept = charter.marks(), self._charter.marks()
@@ -102,6 +117,7 @@ class SupervisorActor:
         if self._is_begun:
             return "joined"
         self._is_begun = True
+        self._decided.set()
         self._own(self._live(), "live")
         return "first"
 
@@ -150,16 +166,24 @@ class SupervisorActor:
         spare = await self._spare.close()
         actors = [*(held.actor for held in self._held.values()), *([spare] if spare is not None else [])]
         await asyncio.gather(*(self._actors.stop(actor) for actor in actors))
-        for charge in self._books.charges.values():
-            charge.epoch = charge.restarts = 0
-        with contextlib.suppress(RayError):
-            await self._actors.blocking(self._store)
+        if self._is_begun:  # else what is stored is another network's
+            for charge in self._books.charges.values():
+                charge.epoch = charge.restarts = 0
+            with contextlib.suppress(RayError):
+                await self._actors.blocking(self._store, "")
         self._held.clear()
 
     def _retire(self) -> None:
         """Take no gateway any more; who is to kill this process may die first, then it ends itself."""
         self._is_retired = True
+        self._decided.set()
         asyncio.get_running_loop().call_later(_RETIRED_S, os._exit, 0)
+
+    async def _wait_for_others(self) -> None:
+        """Before the first gateway is taken in: another one has a better right, and may be about to ask."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_JOIN_S):
+                await self._decided.wait()
 
     async def _is_needed(self, gateway: str) -> bool:
         """Whether another gateway is served; one that was here lately may have died, and is given time to ask."""
@@ -238,6 +262,8 @@ class SupervisorActor:
     async def _find(self) -> None:
         """Take over what an earlier supervisor left, as it is; end what is of no use."""
         await self._actors.blocking(self._recall)
+        await self._actors.blocking(self._store, self._actors.mark)
+        self._own(self._take_charge(), "take charge")
         space, own = self._charter.runtime.namespace, ray.get_runtime_context().get_actor_id()
         actors = await self._actors.blocking(named_actors, space)
         others = {name: actor for name, actor in actors.items() if actor._actor_id.hex() != own}
@@ -268,32 +294,78 @@ class SupervisorActor:
 
     def _recall(self) -> None:
         """What the supervisor before this one stored. Blocks."""
-        stored = internal_kv._internal_kv_get(self._key, namespace=b"qraf")
-        if stored:
-            self._run, epoch, charges = msgspec.msgpack.decode(stored)
+        stored = self._stored()
+        if stored is not None:
+            self._run, epoch, charges, _ = stored
             self._books.observe(epoch)
             for name, (last, restarts) in charges.items():
                 if name in self._books.charges:
                     self._books.charges[name].epoch, self._books.charges[name].restarts = last, restarts
+        # of two that find none the first one's is the name of the run, whoever goes on first
+        internal_kv._internal_kv_put(self._key + b"/run", self._run.encode(), False, namespace=b"qraf")
+        self._run = internal_kv._internal_kv_get(self._key + b"/run", namespace=b"qraf").decode()
 
-    def _store(self) -> None:
-        """Before an epoch is used: it must never be used again. Blocks."""
+    def _store(self, mark: str) -> None:
+        """What the next supervisor is to know; `mark`: what the network is made for, empty: there is none. Blocks."""
         charges = {one.name: (one.epoch, one.restarts) for one in list(self._books.charges.values())}
-        stored = msgspec.msgpack.encode((self._run, self._books.epoch, charges))
+        stored = msgspec.msgpack.encode((self._run, self._books.epoch, charges, mark))
         internal_kv._internal_kv_put(self._key, stored, True, namespace=b"qraf")
+
+    def _last_mark(self) -> str:
+        """What the network was made for that was kept here last; empty: there is none. Blocks."""
+        stored = self._stored()
+        return "" if stored is None else stored[3]
+
+    def _stored(self) -> _Stored | None:
+        stored = internal_kv._internal_kv_get(self._key, namespace=b"qraf")
+        return None if not stored else msgspec.msgpack.decode(stored, type=_Stored)
 
     @property
     def _key(self) -> bytes:
         return f"supervisor/{self._charter.runtime.namespace}".encode()
 
+    # ------------------------------------------------------------------------------------------------ epochs
+    async def _take_charge(self) -> None:
+        """No supervisor before this one is given an epoch any more."""
+        try:
+            await self._actors.blocking(self._ask_journal, "take_charge", self._run, self._term)
+        except StorageFailed as fault:  # whoever wants an epoch does it again
+            _log.warning("what runs is taken over while the journal is away: %s", fault)
+        finally:
+            self._charged.set()
+        await self._check_in_charge()  # this process may have stood still meanwhile
+
+    def _ask_journal(self, method: str, *args: Any) -> Any:
+        """What the table of fences answers. Blocks, the first time for as long as importing SQLAlchemy takes."""
+        if self._fences is None:
+            from qraf.storage.fences import FenceTable
+
+            self._fences = FenceTable.open(self._charter.journal_url)
+        return getattr(self._fences, method)(*args)
+
+    async def _next_epoch(self, above: int) -> int:
+        """An epoch that nobody else is ever given; waits while the journal is away."""
+        await self._charged.wait()
+        while True:
+            try:
+                epoch: int = await self._actors.blocking(self._ask_journal, "next_epoch", self._run, self._term, above)
+                return epoch
+            except NodeDown:
+                await self._take_charge()
+            except StorageFailed as fault:
+                _log.warning("nothing is started while the journal is away: %s", fault)
+                await asyncio.sleep(_AGAIN_S)
+
     # ------------------------------------------------------------------------------------------------ starting
-    async def _bring_up(self, name: str, epoch: int) -> None:
+    async def _bring_up(self, name: str, begun: int) -> None:
         """Start or replace one process; on failure the books decide when to try again."""
         self._tell()
-        actor = None
+        actor, epoch = None, begun
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await self._actors.blocking(self._store)
+                epoch = await self._next_epoch(begun - 1)
+                self._books.numbered(name, begun, epoch)
+                await self._actors.blocking(self._store, self._actors.mark)
                 if name == ENGINE:
                     actor = await self._actors.engine()
                     identity: Identity = raised(await reply(actor.start.remote(epoch)))

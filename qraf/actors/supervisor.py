@@ -1,6 +1,6 @@
 """Who is up, under which epoch, and what to start next: the decisions of the supervisor, without the acts.
 
-Every start gets a new epoch, one higher than any before. What was reported about an earlier epoch is ignored, so late
+Every start gets a new epoch, higher than any before. What was reported about an earlier epoch is ignored, so late
 news of a process that was given up changes nothing.
 """
 
@@ -79,12 +79,18 @@ class Supervisor:
         return max(0.0, min(waiting, default=float("inf")) - self._clock.monotonic())
 
     def begin(self, name: str) -> int:
-        """A start begins; its epoch."""
+        """A start begins; the number that it goes by until it is given an epoch."""
         self._epoch += 1
         charge = self.charges[name]
         charge.restarts += charge.epoch > 0
         charge.phase, charge.epoch, charge.missed = "starting", self._epoch, 0
         return self._epoch
+
+    def numbered(self, name: str, begun: int, epoch: int) -> None:
+        """A start is given its epoch, which is not lower than the number that it went by."""
+        self.observe(epoch)
+        if self._is_current(self.charges[name], begun):
+            self.charges[name].epoch = epoch
 
     def arrived(self, name: str, epoch: int) -> bool:
         """A start succeeded; False when it was given up meanwhile and must be stopped."""

@@ -45,7 +45,7 @@ __all__ = [
     "usage",
 ]
 
-REVISION = "0011"  # the newest migration; a test holds it against the files
+REVISION = "0012"  # the newest migration; a test holds it against the files
 
 metadata = MetaData()
 
@@ -238,8 +238,10 @@ Index("snapshots_status", snapshots.c.status, snapshots.c.store)
 runs = Table(
     "runs",
     metadata,
-    Column("run", String(64), primary_key=True),  # one life of a supervisor
+    Column("run", String(64), primary_key=True),  # one life of a cluster
     Column("term", BigInteger, nullable=False),  # rises with each
+    Column("epoch", BigInteger, nullable=False, server_default="0"),  # the last one that was given out
+    Column("holder", String(64), nullable=False, server_default=""),  # the supervisor that may have the next one
 )
 
 fences = Table(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 
+from qraf.actors.replies import reply
+from qraf.actors.standing import Charter
 from qraf.errors import InvalidRequest, NodeDown
 from qraf.settings import Settings
 from qraf.storage.journal import Journal
@@ -104,6 +107,45 @@ async def test_another_topology_is_refused_while_somebody_is_served(first: RayRu
     with pytest.raises(InvalidRequest, match="another configuration: journal"):
         await gateway(elsewhere).start()
     assert len(await first.encode(["still there"])) == 1
+
+
+async def test_another_topology_that_wins_a_dead_supervisor_s_name_is_refused_all_the_same(
+    first: RayRuntime, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import RayError
+
+    before, held = pids(first), dict(first._epochs)
+    made: asyncio.Queue[Any] = asyncio.Queue()
+    usual = first._enlist_again
+
+    async def late() -> None:  # it misses its supervisor when the other one has made its own, and has asked it
+        while True:
+            supervisor = await made.get()
+            await asyncio.sleep(0.2)
+            with contextlib.suppress(RayError):  # the dead one keeps its name for a moment
+                await reply(supervisor.leave.remote("nobody"))
+                break
+        await usual()
+
+    monkeypatch.setattr(first, "_enlist_again", late)
+    os.kill(before["supervisor"], signal.SIGKILL)
+    other = gateway(settings, "other")
+    make = other._get_supervisor
+
+    def tell(charter: Charter) -> Any:
+        supervisor = make(charter)
+        loop.call_soon_threadsafe(made.put_nowait, supervisor)
+        return supervisor
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(other, "_get_supervisor", tell)
+    with pytest.raises(InvalidRequest, match=r"'lab' there, 'other' here.*QRAF_RUNTIME__NAMESPACE"):
+        await other.start()
+    async with asyncio.timeout(30):
+        while pids(first)["supervisor"] == before["supervisor"]:
+            await asyncio.sleep(0.05)
+    assert (pids(first) | {"supervisor": 0}, first._epochs) == (before | {"supervisor": 0}, held)
+    assert await count(first, "s/ann") == 6
 
 
 async def test_a_gateway_that_vanished_leaves_no_item_unrecalled(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 
 from qraf.storage.journal import Journal
 from tests.actors import samples
@@ -108,17 +109,25 @@ async def test_a_host_that_dies_with_the_supervisor_comes_back(runtime: RayRunti
     assert await count(runtime, "s/cid") == len(FACTS)
 
 
-async def test_a_frozen_supervisor_is_replaced_and_decides_nothing_when_it_wakes(runtime: RayRuntime) -> None:
-    old, hosts = pid(runtime, "supervisor"), dict(runtime._epochs)
+async def test_a_frozen_supervisor_is_replaced_and_decides_nothing_when_it_wakes(
+    runtime: RayRuntime, journal: Journal
+) -> None:
+    old, hosts, front = pid(runtime, "supervisor"), dict(runtime._epochs), pid(runtime, "host front")
     os.kill(old, signal.SIGSTOP)
     try:
         await until(lambda: is_served(runtime, old))
+        os.kill(front, signal.SIGKILL)  # when it wakes, both want to start another one
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(old, signal.SIGCONT)
     await until(lambda: not Path(f"/proc/{old}").exists())
+    await until(lambda: pid(runtime, "host front") not in (0, front))
     await asyncio.sleep(0.5)
-    assert runtime._epochs == hosts
+    assert runtime._epochs["back"] == hosts["back"]
+    assert runtime._epochs["front"] > max(hosts.values())
+    with journal._read("look") as connection:  # the one that woke was given no epoch
+        [given] = connection.execute(text("SELECT epoch FROM runs WHERE epoch > 0")).scalars()
+    assert given == runtime._epochs["front"]
 
 
 async def test_a_name_that_its_dead_bearer_has_just_left_is_tried_again(

@@ -1,11 +1,12 @@
 """Which life of a host may write, on both databases."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from qraf.errors import NodeDown
-from qraf.storage.fences import Fence
+from qraf.storage.fences import Fence, FenceTable
 from qraf.storage.journal import Draft, Journal
 from qraf.storage.records import StateRecord
 
@@ -71,3 +72,33 @@ def test_a_life_that_could_not_come_forward_does_so_with_its_first_write(journal
     with pytest.raises(NodeDown):
         old.put_codes({one.seq: b"late"}, "k", Fence("front", "run", 1))
     assert [item.codes for item in new.items("s/1")] == [b"second"]
+
+
+def test_no_epoch_is_given_out_twice_whoever_asks(any_url):
+    """Two supervisors, each in threads, take charge from each other all the time."""
+    tables = [FenceTable.open(any_url) for _ in range(2)]  # makes the journal, too
+    given: list[int] = []
+
+    def supervise(name: str, table: FenceTable) -> None:
+        for _ in range(10):
+            with contextlib.suppress(NodeDown):
+                given.append(table.next_epoch("run", name))
+            table.take_charge("run", name)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(supervise, "abcd", tables * 2))
+    assert len(given) == len(set(given)) > 0
+
+
+def test_a_supervisor_that_was_frozen_is_given_no_epoch_once_another_has_taken_charge(journals):
+    old, new = (journal.fences for journal in journals)
+    old.take_charge("run", "old")
+    assert [old.next_epoch("run", "old") for _ in range(2)] == [1, 2]
+    new.take_charge("run", "new")
+    with pytest.raises(NodeDown, match="another one has taken charge"):
+        old.next_epoch("run", "old")
+    assert new.next_epoch("run", "new") == 3
+    assert new.next_epoch("run", "new", above=7) == 8  # some were found in use
+    assert new.next_epoch("run", "new", above=7) == 9
+    new.take_charge("other", "new")
+    assert new.next_epoch("other", "new") == 1
