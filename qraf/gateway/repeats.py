@@ -66,11 +66,14 @@ class Repeats:
         there = await asyncio.to_thread(table.begin, tenant, key, asked, attempt, settings.lease_s)
         if there is not None:
             return self._again(there, asked)
+        holding = asyncio.create_task(self._hold(tenant, key, attempt), name="hold an Idempotency-Key")
         try:
             response = await work()
         except Exception:
             await self._note(table.give_up, tenant, key, attempt)
             raise
+        finally:
+            holding.cancel()
         if not (response.status_code < 300 and is_kept(response)):
             await self._note(table.give_up, tenant, key, attempt)
             return response
@@ -87,6 +90,12 @@ class Repeats:
         if self._taken % _TRIM_EVERY == 0:
             await self._note(table.trim, tenant, settings.max_answers)
         return response
+
+    async def _hold(self, tenant: str, key: str, attempt: str) -> None:
+        """Keep the key taken while the work goes on, however long that is."""
+        while True:
+            await asyncio.sleep(self._settings.lease_s / 3)
+            await self._note(self._answers.renew, tenant, key, attempt, self._settings.lease_s)
 
     async def _note(self, work: Callable[..., object], *args: object) -> None:
         """A journal that fails now does not spoil an answer: the key is free again when its lease ends."""

@@ -34,7 +34,8 @@ class EventStream(HttpResponse):
     """`text/event-stream`: one event per frame, `event` its type, `id` its `seq`, `data` the frame as JSON.
 
     Comments (`:`) keep the connection alive while nothing is said. A reader that takes nothing for `send_timeout_s` is
-    let go; one that goes may come back with `Last-Event-ID`. One that is superseded gets a `goodbye`.
+    let go; one that goes may come back with `Last-Event-ID`, and one that is so far behind that frames went has to. One
+    that is superseded gets a `goodbye`.
     """
 
     media_type = "text/event-stream"
@@ -70,8 +71,10 @@ class EventStream(HttpResponse):
                 await self._event(send, frame)
                 if isinstance(frame, ResponseDelta) and self._coalesce_s and not self._reader.is_behind:
                     await asyncio.sleep(self._coalesce_s)
-        except (Superseded, ReplayGone) as error:
+        except Superseded as error:
             await self._event(send, Goodbye(reason=str(error)))
+        except ReplayGone as error:
+            log.info("%s; its reader may come back", error)
 
     async def _event(self, send: Send, frame: ServerFrame) -> None:
         tag, seq = frame.__struct_config__.tag, getattr(frame, "seq", None)

@@ -91,6 +91,13 @@ class AnswerTable:
             connection.execute(update(_answers).where(*own).values(**change))
 
     @retried
+    def renew(self, tenant: str, name: str, attempt: str, lease_s: float) -> None:
+        """An attempt is still at work: its name is taken for `lease_s` seconds from now."""
+        with self._write("hold a request", "relaxed") as connection:
+            own = (_answers.c.name == _name(tenant, name), _answers.c.attempt == attempt, _answers.c.is_done.is_(False))
+            connection.execute(update(_answers).where(*own).values(expires_at=self._clock.now() + lease_s))
+
+    @retried
     def give_up(self, tenant: str, name: str, attempt: str) -> None:
         """Free the name of an attempt that changed nothing."""
         with self._write("free a request", "relaxed") as connection:

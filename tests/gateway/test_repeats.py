@@ -7,11 +7,17 @@ import asyncio
 import pytest
 import pytest_asyncio
 from sqlalchemy import select
+from starlette.responses import Response
 
 from qraf.client.reconnect import Reconnect
 from qraf.client.rest import Rest
-from qraf.errors import StorageFailed
+from qraf.clock import FakeClock
+from qraf.errors import KeyInUse, StorageFailed
+from qraf.gateway.repeats import Repeats
+from qraf.settings import RepeatSettings
 from qraf.storage import tables
+from qraf.storage.journal import Journal
+from tests.gateway.test_stream import eventually
 
 KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 
@@ -118,6 +124,33 @@ async def test_a_job_is_started_once_and_a_plain_answer_is_not_kept(http) -> Non
     assert [one.status_code for one in jobs] == [202, 202]
     plain = [await http.post("/v1/optimize", json=order, headers=key("j")) for _ in range(2)]
     assert ["idempotent-replayed" in one.headers for one in plain] == [False, False]
+
+
+async def test_a_request_that_is_at_work_for_longer_than_a_lease_keeps_its_key() -> None:
+    clock = FakeClock()
+    journal = Journal.open("sqlite:///:memory:", clock)
+    repeats = Repeats(journal.answers, RepeatSettings(lease_s=0.03))  # of the clock, which is renewed every 0.01 s
+    go = asyncio.Event()
+
+    async def work() -> Response:
+        await go.wait()
+        return Response(b"done", 200)
+
+    def expires_at() -> float:
+        with journal.answers._write("look") as connection:
+            return connection.execute(select(tables.answers.c.expires_at)).scalar() or 0.0
+
+    first = asyncio.create_task(repeats.once("acme", "k", b"a", work, lambda _: True))
+    await eventually(lambda: expires_at() > 0)
+    for _ in range(3):
+        clock.advance(0.02)
+        until = clock.now() + 0.03
+        await eventually(lambda until=until: expires_at() >= until)
+    with pytest.raises(KeyInUse):
+        await repeats.once("acme", "k", b"a", work, lambda _: True)
+    go.set()
+    assert (await first).body == (await repeats.once("acme", "k", b"a", work, lambda _: True)).body == b"done"
+    journal.close()
 
 
 async def test_a_journal_that_fails_after_the_work_does_not_spoil_the_answer(

@@ -220,6 +220,43 @@ async def test_over_another_gateway_a_response_is_cancelled_and_read_as_events(m
         assert text_of(seen + datas) == model.script.text(100)
 
 
+async def test_events_over_a_gateway_that_can_follow_no_more_break_off_and_go_on(model, tmp_path, quick) -> None:
+    model.script = Script(num_tokens=200, tokens_per_s=100)
+    async with two(model, tmp_path) as (one, other), httpx.AsyncClient(base_url=other.url, trust_env=False) as http:
+        seen = await cut_off(one, model)
+        await noted(one, seen[0]["response"], "running")
+        frames = seen
+        for _ in range(2):
+            last = {"Last-Event-ID": str(frames[-1]["seq"])}
+            async with http.stream("GET", f"/v1/responses/{seen[0]['response']}/events", headers=last) as events:
+                async for line in events.aiter_lines():
+                    if line.startswith("data: "):
+                        frames.append(json.loads(line.removeprefix("data: ")))
+                        if len(text_of(frames)) > 100:
+                            other.service.ledger._following.close()
+            assert frames[-1]["type"] != "goodbye"  # after which nobody would come back
+            if frames[-1]["type"] == "response.done":
+                break
+        while frames[-1]["type"] != "response.done":
+            last = {"Last-Event-ID": str(frames[-1]["seq"])}
+            rest = (await http.get(f"/v1/responses/{seen[0]['response']}/events", headers=last)).text
+            frames += [json.loads(line[6:]) for line in rest.splitlines() if line.startswith("data: ")]
+        assert [frame["seq"] for frame in frames] == list(range(1, len(frames) + 1))
+        assert text_of(frames) == model.script.text(200)
+
+
+async def test_a_request_with_a_key_is_answered_by_another_gateway_as_a_whole(model, tmp_path, quick) -> None:
+    model.script = Script(num_tokens=60, tokens_per_s=60)
+    body = {"prompt": "p", "collections": ["manuals"], "key": "k1", "generate": {"max_tokens": 60}}
+    async with two(model, tmp_path) as (one, other), httpx.AsyncClient(trust_env=False, timeout=30) as http:
+        first = asyncio.create_task(http.post(f"{one.url}/v1/enhance", json=body))
+        await eventually(lambda: bool(one.service.responses.all_running()))
+        await noted(one, one.service.responses.all_running()[0].id, "running")
+        again = (await http.post(f"{other.url}/v1/enhance", json=body)).json()
+        assert (again["text"], len(again["hops"])) == (model.script.text(60), 1)
+        assert again == (await first).json()
+
+
 async def test_a_response_whose_gateway_dies_while_another_one_follows_it_ends_once_and_keeps_its_text(
     model, tmp_path, quick
 ) -> None:
