@@ -46,23 +46,45 @@ async def running(folder: Path, *specs: ServiceSpec, work: Work | None = None, *
         await services.close()
 
 
-async def load(call: Callable[[], Awaitable[Any]], until: Callable[[], bool], tasks: int) -> list[Any]:
-    """Call all the time, from several tasks at once; the answers, and what was raised instead."""
+@asynccontextmanager
+async def load(call: Callable[[], Awaitable[Any]], tasks: int) -> AsyncIterator[list[Any]]:
+    """Meanwhile calls, from several tasks at once. Yields the answers so far, and what was raised instead."""
     results: list[Any] = []
+    done = False
 
     async def keep_calling() -> None:
-        while not until():
+        while not done:
             try:
                 results.append(await call())
             except Exception as error:
                 results.append(error)
 
-    await asyncio.gather(*(keep_calling() for _ in range(tasks)))
-    return results
+    async with asyncio.TaskGroup() as group:
+        for _ in range(tasks):
+            group.create_task(keep_calling())
+        try:
+            yield results
+        finally:
+            done = True
+
+
+async def until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 40
+    while not holds():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.05)
 
 
 async def replicas(services: Any) -> int:
     return next(one.replicas for one in await services.status() if one.place == "serve")
+
+
+def processes(results: list[Any]) -> set[int]:
+    return {one.n for one in results if isinstance(one, Dequantized)}
+
+
+def models(model: OpenAIServer, since: int = 0) -> set[str]:
+    return {request["model"] for request in model.requests[since:]}
 
 
 async def test_a_service_answers_as_inline_and_its_proxy_is_not_there(ray_cluster: None, tmp_path: Path) -> None:
@@ -88,23 +110,10 @@ async def test_replicas_follow_the_load_up_and_back(ray_cluster: None, tmp_path:
     limits = {"max_batch": 1, "upscale_delay_s": 0.5, "downscale_delay_s": 1.0}
     async with running(tmp_path, spec, work=work, **limits) as services:
         assert await replicas(services) == 1
-        most, enough = 1, False
-
-        async def watch() -> None:
-            nonlocal most, enough
-            deadline = time.monotonic() + 40
-            while time.monotonic() < deadline and most < 3:
-                most = max(most, await replicas(services))
-                await asyncio.sleep(0.2)
-            await asyncio.sleep(1.5)  # so that the new ones get their share
-            enough = True
-
-        results, _ = await asyncio.gather(
-            load(lambda: services.call("optimization", ORDER), lambda: enough, tasks=12), watch()
-        )
-        assert most == 3
+        async with load(lambda: services.call("optimization", ORDER), tasks=12) as results:
+            await until(lambda: len(processes(results)) == 3, "three processes answer")
+            assert await replicas(services) == 3
         assert all(isinstance(one, Dequantized) for one in results)
-        assert len({one.n for one in results}) == 3  # three processes answered
         deadline = time.monotonic() + 30
         while await replicas(services) > 1:
             assert time.monotonic() < deadline
@@ -115,19 +124,11 @@ async def test_a_rolling_update_fails_no_request(ray_cluster: None, tmp_path: Pa
     spec = ServiceSpec("correction", 2, 2)
     work = partial(service_work.tell, version=1, seconds=0.05)
     async with running(tmp_path, spec, work=work, max_batch=4) as services:
-        done = False
-
-        async def update() -> None:
-            nonlocal done
-            await asyncio.sleep(1)
+        async with load(lambda: services.call("correction", ORDER), tasks=8) as results:
+            await until(lambda: len(processes(results)) == 2, "both processes answer")
             services._work = partial(service_work.tell, version=2, seconds=0.05)
             await services.deploy("2")
-            await asyncio.sleep(1)
-            done = True
-
-        results, _ = await asyncio.gather(
-            load(lambda: services.call("correction", ORDER), lambda: done, tasks=8), update()
-        )
+            await until(lambda: {getattr(one, "d", 0) for one in results[-40:]} == {2}, "the new version answers")
         assert all(isinstance(one, Dequantized) for one in results), [
             one for one in results if isinstance(one, Exception)
         ][:3]
@@ -196,23 +197,13 @@ async def test_answers_stream_from_replicas_that_follow_the_load_and_are_replace
                 pieces = [piece async for piece in generator.stream([{"role": "user", "content": "?"}])]
                 return "".join(piece.text for piece in pieces)
 
-            done = False
-
-            async def grow_and_update() -> None:
-                nonlocal done
-                deadline = time.monotonic() + 30
-                while await replicas(services) < 2 and time.monotonic() < deadline:
-                    await asyncio.sleep(0.1)
-                await asyncio.sleep(1)
-                before = {request["model"] for request in model.requests}
+            async with load(answer, tasks=4) as results:
+                await until(lambda: len(models(model)) == 2, "both replicas have answers")
+                before = models(model)
                 await services.deploy("2")
-                asked = len(model.requests)
-                await asyncio.sleep(1.5)
-                done = True
-                assert len(before) == 2  # both replicas had answers
-                assert not before & {request["model"] for request in model.requests[asked + 4 :]}
-
-            results, _ = await asyncio.gather(load(answer, lambda: done, tasks=4), grow_and_update())
+                asked = len(model.requests) + 4
+                await until(lambda: len(model.requests) >= asked + 8, "more is asked for")
+                assert not before & models(model, asked)
             assert results == [script.text(10)] * len(results)
             deadline = time.monotonic() + 20
             while await replicas(services) > 1:  # leases that ended are no load
