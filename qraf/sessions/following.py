@@ -55,6 +55,8 @@ class Followed(Response):
     def take(self, record: ResponseRecord) -> bool:
         """What its row says now; False where that does not continue what is here, and there is no way on."""
         first = record.seq + 1 - len(record.body.frames)
+        if record.status == "running" and record.seq < self.seq:  # read before what is here already
+            return True
         if self.is_known and first <= self.seq + 1:
             self.go_on(record)
         elif self.is_known or record.status != "running":
@@ -123,6 +125,17 @@ class Following:
             except TimeoutError:
                 return False
         return False
+
+    async def refresh(self, one: Followed, after_seq: int) -> None:
+        """Take what its row says now: who reads a gap here may have its text from any gateway, and misses nothing.
+
+        Raises:
+            StorageFailed: the journal does not answer.
+        """
+        one.seen = max(one.seen, after_seq)
+        news = await asyncio.to_thread(self._table.news, {one.id: one.seq})
+        if one.id in news and self._all.get(one.id) is one:
+            self._take(one, news[one.id])
 
     async def work(self) -> None:
         """Wait for a moment; then tell the owners what is wanted, and take what they have written."""

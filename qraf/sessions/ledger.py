@@ -219,8 +219,10 @@ class Ledger:
         until, seen = asyncio.get_running_loop().time() + _PATIENCE_S, after_seq or 0
         if known is not None and (not isinstance(known, Followed) or known.has_ended or not follow):
             return known
-        if isinstance(known, Followed) and await self._following.caught_up(known, seen, until):
-            return known
+        if isinstance(known, Followed):
+            await self._following.refresh(known, seen)
+            if await self._following.caught_up(known, seen, until):
+                return known
         while (record := await asyncio.to_thread(self._table.find, tenant, target, key)) is not None:
             if record.status != "running":
                 break

@@ -102,7 +102,7 @@ class ResponseTable:
     # ------------------------------------------------------------------------------------------------ responses
     @retried
     def put(self, records: Sequence[ResponseRecord]) -> None:
-        """Write responses that begin or have ended; of one whose end is written nothing changes any more.
+        """Write responses that begin, go on or have ended; none goes back, and after its end none changes any more.
 
         Those of sessions that were deleted, or whose key does not open, are left out. This does not wait for the disk.
         """
@@ -128,7 +128,7 @@ class ResponseTable:
                     "key": None if key is None else key.id,
                 }
                 if one.id in there:
-                    runs = (_responses.c.id == one.id, _responses.c.status == "running")
+                    runs = (_responses.c.id == one.id, _responses.c.status == "running", _responses.c.seq <= one.seq)
                     connection.execute(update(_responses).where(*runs).values(row))
                     continue
                 row |= {"id": one.id, "stream": one.stream, "asked": _digest(one.key), "tenant": one.tenant}

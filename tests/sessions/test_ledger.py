@@ -231,3 +231,31 @@ async def test_one_that_cannot_be_continued_is_told_to_its_reader(journal: Journ
     found = await other.find(response.id, "acme", after_seq=1)
     assert found is not None
     assert (found.status, found.text, found.attach(1).result) == ("completed", "ab", "gap")
+
+
+async def test_whoever_asks_for_what_is_followed_gets_no_less_than_the_journal_has(
+    journal: Journal, clock: FakeClock
+) -> None:
+    """Its reader may have come over another gateway, which has sent all that was written until then."""
+    one, other = ledger(journal, clock), ledger(journal, clock)
+    response = await begun(one)
+    response.is_followed = True
+
+    async def told(text: str) -> None:
+        response.delta(text, 1)
+        await one._tell([response])
+
+    await told("a")
+    followed = other._following.begin(journal.responses.find("acme", response.id), one.name, "")  # type: ignore[arg-type]
+    await other._following.work()
+    assert followed is not None
+    before = journal.responses.find("acme", response.id)
+    assert before is not None
+    await told("b")
+    assert await other.find(response.id, "acme", known=followed) is followed
+    assert (followed.text, followed.seq) == ("ab", 2)
+    journal.responses.put([before])  # late: nothing goes back
+    assert followed.take(before)
+    found = journal.responses.find("acme", response.id)
+    assert found is not None
+    assert (followed.text, followed.seq, found.seq) == ("ab", 2, 2)
