@@ -51,6 +51,9 @@ class Peer:
                 "server": {"version": "test"},
                 "heartbeat_ms": 20_000,
                 "limits": LIMITS,
+                "resumed": [
+                    one | {"result": self.server.result} for one in hello.get("resume", ()) if self.server.result
+                ],
                 "a_field_of_tomorrow": 1,
             }
         )
@@ -68,6 +71,8 @@ class ScriptedServer:
         self.peers: list[Peer] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.url = ""
+        self.result = ""
+        """What becomes of every response that a client wants to go on with; empty: it hears nothing of it."""
         self._changed = asyncio.Condition()
         self._server: Server | None = None
 

@@ -306,6 +306,61 @@ async def test_a_response_that_the_new_server_does_not_know_ends_once_as_failed(
         assert len(server.of("enhance")) == 1
 
 
+@pytest.mark.parametrize("has_text", [False, True])
+async def test_a_response_that_nobody_had_heard_of_is_asked_for_again_if_it_had_said_nothing(has_text: bool) -> None:
+    async def begin(peer: Peer, frame: Frame) -> None:
+        if frame.get("again"):
+            await answer(peer, frame)
+            return
+        make = stamped("st_lost")
+        await peer.send(created(make, frame))
+        await peer.send(make("response.hop", node="desk", memory="s/x", ms=1.0, items_scanned=1, state=FIGURES))
+        if has_text:
+            await peer.send(make("response.delta", text="Hel"))
+        peer.ws.transport.abort()
+
+    async with scripted(enhance=begin) as server, qraf.connect(server.url, reconnect=QUICK) as q:
+        server.result = "expired"
+        response = q.enhance("hi")
+        kinds = [type(frame).__name__ async for frame in response]
+        assert (kinds.count("ResponseCreated"), kinds.count("ResponseDone")) == (1, 1)
+        assert response.done is not None
+        if has_text:
+            assert (response.text, response.done.status) == ("Hel", "failed")
+        else:
+            assert (response.text, response.done.status) == ("Hello, world", "completed")
+            assert [hop.stream for hop in response.hops] == ["st_c1"]  # none of the lost one
+        assert len(server.of("enhance")) == 2 - has_text
+
+
+@pytest.mark.parametrize("end", ["completed", "failed"])
+async def test_what_runs_elsewhere_comes_in_pieces_and_ends_once(end: str) -> None:
+    async def begin(peer: Peer, frame: Frame) -> None:
+        make = stamped("st_1")
+        await peer.send(created(make, frame))
+        await peer.send(make("response.delta", text="a"))
+        peer.ws.transport.abort()
+
+    told: list[Any] = [("running", 2, "a"), ServerError("runs_elsewhere", "later", "", True, 1), ("running", 4, "abc")]
+    told += [("running", 4, "abc"), (end, 9, "abcdef" if end == "completed" else "")]
+
+    async def fetch(_: str) -> Any:
+        if isinstance(now := told.pop(0), ServerError):
+            raise now
+        whole = {"stream": "st_1", "finish_reason": "stop", "usage": {}, "error": None}
+        return whole | dict(zip(("status", "seq", "text"), now, strict=True))
+
+    async with scripted(enhance=begin) as server, qraf.connect(server.url, reconnect=QUICK) as q:
+        server.result = "elsewhere"
+        response = q.enhance("hi")
+        response._fetch = fetch
+        frames = [frame async for frame in response]
+        texts = [frame.text for frame in frames if isinstance(frame, ResponseDelta)]
+        assert texts == (["a", "bc", "def"] if end == "completed" else ["a", "bc"])
+        assert isinstance(frames[-1], ResponseDone)
+        assert (frames[-1].status, response.gaps, told) == (end, 1, [])
+
+
 async def test_watches_begin_anew() -> None:
     async def watch(peer: Peer, frame: Frame) -> None:
         make = stamped(f"st_{len(server.peers)}")
