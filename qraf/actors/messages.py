@@ -42,7 +42,7 @@ class Spell:
 class SnapshotStats(msgspec.Struct, frozen=True, kw_only=True):
     """Snapshots of a host since it was made; `failing_since` (seconds since 1970) while they cannot be made.
 
-    `late`: memories that were rebuilt without one because their place did not answer in time.
+    `late`: memories that were rebuilt without one because their place failed or did not answer in time.
     """
 
     made: int = 0

@@ -36,6 +36,7 @@ _T = TypeVar("_T")
 _LOOK_EVERY_S = 1.0
 _SWEEP_EVERY_S = 60.0
 _ABANDON_S = 10.0  # a place may hang; a piece is written, and a file deleted, in much less
+_SLOW_S, _REST_S = 1.0, 30.0  # a place that takes so long to fail is not asked again for a while
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 
 
@@ -58,6 +59,7 @@ class Snapshots:
         self._sweeping = threading.Lock()  # who deletes files
         self._watch = threading.Condition()  # guards the fields below
         self._writing, self._is_abandoned = "", False
+        self._ask_from = 0.0  # monotonic: memories do without a snapshot until then
         self._stats = SnapshotStats()
 
     @property
@@ -182,18 +184,21 @@ class Snapshots:
     def restore(self, memory: str, fit: str, make: Callable[[], Memory]) -> tuple[Memory, int] | None:
         """The memory of the newest snapshot that fits and is whole, and up to where it lacks nothing of the journal.
 
-        None: there is none, or its place did not answer within `restore_s`; the journal has everything. One that is
-        not whole is refused, named in the log, and deleted.
+        None: there is none, or its place failed or did not answer within `restore_s`; the journal has everything. One
+        that is not whole is refused, named in the log, and deleted.
 
         Raises:
             KeysMissing: the master key that its key needs is not there.
             StorageFailed: the journal failed.
         """
-        until = time.monotonic() + self.settings.restore_s
+        begun = time.monotonic()
+        until = begun + self.settings.restore_s
         try:
+            if begun < self._ask_from:
+                raise StorageFailed("find the place of snapshots", "it did not answer a moment ago")
             store = self._within("find the place of snapshots", self._store.find, until)
         except StorageFailed as fault:
-            self._did_without(memory, fault)
+            self._did_without(memory, fault, begun)
             return None
         table = self._journal.snapshots
         for one in table.newest(memory, store, fit) if store else ():
@@ -203,8 +208,8 @@ class Snapshots:
             except KeysMissing:
                 raise
             except StorageFailed as fault:
-                if isinstance(fault.__cause__, TimeoutError):
-                    self._did_without(memory, fault)
+                if time.monotonic() - begun > _SLOW_S or isinstance(fault.__cause__, TimeoutError):
+                    self._did_without(memory, fault, begun)
                     return None
                 _log.warning("%s cannot be read: %s", _named(one), fault)
             except QrafError as fault:
@@ -225,10 +230,11 @@ class Snapshots:
         """Count a snapshot that could not be made."""
         self._count(failed=1, reason=reason)
 
-    def _did_without(self, memory: str, fault: StorageFailed) -> None:
+    def _did_without(self, memory: str, fault: StorageFailed, begun: float) -> None:
         _log.warning("memory '%s' is rebuilt from the journal alone: %s", memory, fault)
-        if isinstance(fault.__cause__, TimeoutError):
-            self._count(late=1)
+        self._count(late=1)
+        if time.monotonic() - begun > _SLOW_S:
+            self._ask_from = time.monotonic() + _REST_S
 
     def _within(self, what: str, work: Callable[[], _T], until: float) -> _T:
         """What a call to the place gives that may hang; StorageFailed once it is late."""

@@ -154,13 +154,17 @@ class SnapshotStore:
         return self._id
 
     def make(self) -> str:
-        """The id of the place, which is made if it is not there, for its owner alone."""
+        """The id of the place, which is made if it is not there, for its owner alone.
+
+        It is read anew: somebody may have emptied the place, or made it in the same moment as this process.
+        """
         with _faults("make the place of snapshots"):
+            self._id = ""
             if found := self.find():
                 return found
             if self._is_local:
                 Path(self._root).mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fs.makedirs(self._root, exist_ok=True)
+            self._make_folder(self._root)
             with contextlib.suppress(FileExistsError):
                 self._fs.pipe_file(self._path(_ID), secrets.token_hex(_ID_LENGTH // 2).encode(), mode="create")
             give_up = time.monotonic() + _WAIT_S
@@ -178,7 +182,7 @@ class SnapshotStore:
         digest, size = hashlib.sha256(), 0
         path, aside = self._file(id), self._file(id) + ".part"
         with _faults("write snapshot"):
-            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._make_folder(path.rpartition("/")[0])
             try:
                 with self._fs.open(aside, "wb") as file:
                     for piece in pieces:
@@ -206,6 +210,12 @@ class SnapshotStore:
             for path in (self._file(id), self._file(id) + ".part"):
                 with contextlib.suppress(FileNotFoundError):
                     self._fs.rm_file(path)
+
+    def _make_folder(self, path: str) -> None:
+        """One level of the way, where there are folders; no bucket: the name of one that is missing may be misspelt."""
+        if "/" in path:
+            with contextlib.suppress(FileExistsError):
+                self._fs.mkdir(path, create_parents=False)
 
     def _remove(self, path: str) -> None:
         with contextlib.suppress(Exception):  # what goes wrong here follows from what is being raised

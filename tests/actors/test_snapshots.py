@@ -26,7 +26,7 @@ from qraf.actors.messages import Spell
 from qraf.actors.node import Node
 from qraf.actors.snapshots import Keeper, Snapshots
 from qraf.clock import Clock, FakeClock
-from qraf.errors import NodeDown
+from qraf.errors import NodeDown, StorageFailed
 from qraf.memory.memory import Recollection
 from qraf.records import Figures, Item, RecallQuery
 from qraf.settings import RuntimeSettings, SealSettings, Settings, SnapshotSettings
@@ -390,6 +390,28 @@ def test_a_memory_whose_place_hangs_is_read_from_the_journal_and_others_do_not_w
     assert state(fresh) == state(place.plain())
     assert snapshots.stats.restored == 1
     place.journal.close()
+
+
+def test_a_place_that_is_slow_to_fail_is_not_asked_for_every_memory(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for memory in ("s/ann", "s/ben"):
+        lost = place.node()
+        lost.absorb(memory, place.commit(20, memory))
+        assert lost.snapshot(memory)
+    snapshots = place.snapshots()
+    fresh = place.node(snapshots=snapshots)
+    asked: list[str] = []
+
+    def fail(id: str) -> None:
+        asked.append(id)
+        raise StorageFailed("read snapshot", "no route to host")
+
+    monkeypatch.setattr(snapshots._store, "read", fail)
+    monkeypatch.setattr("qraf.actors.snapshots._SLOW_S", 0.0)
+    for memory in ("s/ann", "s/ben"):
+        assert state(fresh, memory) == state(place.plain(), memory)
+    assert (len(asked), snapshots.stats.late) == (1, 2)
 
 
 def test_what_is_forgotten_while_a_snapshot_is_read_does_not_come_back(

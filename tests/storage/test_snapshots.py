@@ -133,6 +133,15 @@ def test_a_place_keeps_files_under_one_id(place, tmp_path):
         assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
 
 
+def test_a_place_that_was_emptied_or_made_by_another_is_found_again(store, tmp_path):
+    first = store.make()
+    (tmp_path / "snapshots" / "store-id").unlink()
+    second = store.make()
+    assert second != first
+    (tmp_path / "snapshots" / "store-id").write_text("0" * 32)
+    assert store.make() == store.find() == "0" * 32
+
+
 def test_what_is_given_up_while_it_is_written_leaves_no_file(store, tmp_path):
     store.make()
 
