@@ -144,7 +144,7 @@ def told(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
 async def test_a_socket_that_moves_to_another_gateway_gets_the_very_frames_that_it_missed(
     model, tmp_path, quick
 ) -> None:
-    model.script = Script(num_tokens=150, tokens_per_s=100)
+    model.script = Script(num_tokens=300, tokens_per_s=100)
     async with two(model, tmp_path) as (one, other):
         seen = await cut_off(one, model)
         response, last = seen[0]["response"], seen[-1]["seq"]
@@ -153,15 +153,15 @@ async def test_a_socket_that_moves_to_another_gateway_gets_the_very_frames_that_
             assert (resumed["result"], resumed["epoch"]) == ("replayed", seen[0]["epoch"])
             status, told_now = await get(other, response)
             assert (status, told_now["status"], told_now["epoch"]) == (200, "running", seen[0]["epoch"])
-            assert model.script.text(150).startswith(told_now["text"])
+            assert model.script.text(300).startswith(told_now["text"])
             assert told_now["text"].startswith(text_of(seen))
             assert told_now["seq"] >= last
             more = await wire.until("response.done")
             assert (await wire.ask({"type": "ping", "id": "p"}))["type"] == "pong"  # and nothing more
         assert [frame["seq"] for frame in more] == list(range(last + 1, last + 1 + len(more)))
-        assert text_of(seen + more) == model.script.text(150)
+        assert text_of(seen + more) == model.script.text(300)
         assert sum(frame["type"] == "response.delta" for frame in more) > 3  # not in one piece at the end
-        assert (more[-1]["status"], more[-1]["usage"]["completion_tokens"]) == ("completed", 150)
+        assert (more[-1]["status"], more[-1]["usage"]["completion_tokens"]) == ("completed", 300)
         async with resuming(one, seen[0], last) as (wire, resumed):  # where it ran they are the same
             assert told(await wire.until("response.done")) == told(more)
         assert (await get(other, response))[1] == (await get(one, response))[1]
@@ -170,7 +170,7 @@ async def test_a_socket_that_moves_to_another_gateway_gets_the_very_frames_that_
 
 async def test_a_gap_over_another_gateway_is_filled_as_the_protocol_says(model, tmp_path, quick, monkeypatch) -> None:
     """By a client that knows nothing else: the text up to `seq`, no delta up to `seq`, then those after."""
-    model.script = Script(num_tokens=150, tokens_per_s=100)
+    model.script = Script(num_tokens=400, tokens_per_s=100)
     async with two(model, tmp_path) as (one, other):
         seen = await cut_off(one, model, until=2)
         await eventually(lambda: model.produced > 60)
@@ -184,7 +184,7 @@ async def test_a_gap_over_another_gateway_is_filled_as_the_protocol_says(model, 
             more = await wire.until("response.done")
         after = [frame for frame in more if frame["seq"] > now["seq"]]
         assert [frame["seq"] for frame in after] == list(range(now["seq"] + 1, more[-1]["seq"] + 1))
-        assert now["text"] + text_of(after) == model.script.text(150)
+        assert now["text"] + text_of(after) == model.script.text(400)
 
 
 async def test_over_another_gateway_a_response_is_cancelled_and_read_as_events(model, tmp_path, quick) -> None:
@@ -210,18 +210,18 @@ async def test_over_another_gateway_a_response_is_cancelled_and_read_as_events(m
                 assert (await get(other, response))[0] == 200
             cancelled = await http.post(f"/v1/responses/{response}/cancel")
             assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
-        model.script = Script(num_tokens=100, tokens_per_s=100)
+        model.script = Script(num_tokens=300, tokens_per_s=100)
         seen = await cut_off(one, model)
         await noted(one, seen[0]["response"], "running")
         last = {"Last-Event-ID": str(seen[-1]["seq"])}
         events = (await http.get(f"/v1/responses/{seen[0]['response']}/events", headers=last)).text
         datas = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: ")]
         assert [frame["seq"] for frame in datas] == list(range(seen[-1]["seq"] + 1, datas[-1]["seq"] + 1))
-        assert text_of(seen + datas) == model.script.text(100)
+        assert text_of(seen + datas) == model.script.text(300)
 
 
 async def test_events_over_a_gateway_that_can_follow_no_more_break_off_and_go_on(model, tmp_path, quick) -> None:
-    model.script = Script(num_tokens=200, tokens_per_s=100)
+    model.script = Script(num_tokens=400, tokens_per_s=100)
     async with two(model, tmp_path) as (one, other), httpx.AsyncClient(base_url=other.url, trust_env=False) as http:
         seen = await cut_off(one, model)
         await noted(one, seen[0]["response"], "running")
@@ -242,18 +242,18 @@ async def test_events_over_a_gateway_that_can_follow_no_more_break_off_and_go_on
             rest = (await http.get(f"/v1/responses/{seen[0]['response']}/events", headers=last)).text
             frames += [json.loads(line[6:]) for line in rest.splitlines() if line.startswith("data: ")]
         assert [frame["seq"] for frame in frames] == list(range(1, len(frames) + 1))
-        assert text_of(frames) == model.script.text(200)
+        assert text_of(frames) == model.script.text(400)
 
 
 async def test_a_request_with_a_key_is_answered_by_another_gateway_as_a_whole(model, tmp_path, quick) -> None:
-    model.script = Script(num_tokens=60, tokens_per_s=60)
-    body = {"prompt": "p", "collections": ["manuals"], "key": "k1", "generate": {"max_tokens": 60}}
+    model.script = Script(num_tokens=240, tokens_per_s=100)
+    body = {"prompt": "p", "collections": ["manuals"], "key": "k1", "generate": {"max_tokens": 240}}
     async with two(model, tmp_path) as (one, other), httpx.AsyncClient(trust_env=False, timeout=30) as http:
         first = asyncio.create_task(http.post(f"{one.url}/v1/enhance", json=body))
         await eventually(lambda: bool(one.service.responses.all_running()))
         await noted(one, one.service.responses.all_running()[0].id, "running")
         again = (await http.post(f"{other.url}/v1/enhance", json=body)).json()
-        assert (again["text"], len(again["hops"])) == (model.script.text(60), 1)
+        assert (again["text"], len(again["hops"])) == (model.script.text(240), 1)
         assert again == (await first).json()
 
 
@@ -284,7 +284,7 @@ async def test_where_its_gateway_tells_nothing_a_response_is_elsewhere_until_it_
     model, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(ledger, "_PATIENCE_S", 0.3)
-    model.script = Script(num_tokens=150, tokens_per_s=100)
+    model.script = Script(num_tokens=400, tokens_per_s=100)
     async with (
         two(model, tmp_path) as (one, other),
         cutting(one.url) as proxy,
@@ -295,7 +295,7 @@ async def test_where_its_gateway_tells_nothing_a_response_is_elsewhere_until_it_
             pass
 
         monkeypatch.setattr(one.service.ledger, "_tell", nothing)
-        response = q.enhance("what is there?", collections=["manuals"], generate={"max_tokens": 150})
+        response = q.enhance("what is there?", collections=["manuals"], generate={"max_tokens": 400})
         async for _ in response:
             if len(response.text) > 40 and not proxy.cuts:
                 await noted(one, response.id, "running")
@@ -304,9 +304,9 @@ async def test_where_its_gateway_tells_nothing_a_response_is_elsewhere_until_it_
                 status, problem = await get(other, response.id)
                 assert (status, problem["code"], problem["retryable"]) == (503, "runs_elsewhere", True)
                 assert one.service.ledger.name in problem["detail"]
-        assert (response.text, response.gaps) == (model.script.text(150), 1)
+        assert (response.text, response.gaps) == (model.script.text(400), 1)
         assert response.done is not None
-        assert response.done.usage.completion_tokens == 150
+        assert response.done.usage.completion_tokens == 400
 
 
 async def test_one_that_is_awaited_at_another_gateway_is_not_taken_for_left(model, tmp_path, quick) -> None:
