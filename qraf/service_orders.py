@@ -45,6 +45,7 @@ __all__ = [
     "RepairedState",
     "ServiceAnswer",
     "ServiceOrder",
+    "SnapshotsMade",
     "Syndromes",
     "Truncate",
     "Truncated",
@@ -347,8 +348,21 @@ ServiceAnswer = Quantized | Dequantized | Optimized | Corrected
 OperationStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
-OperationResult = ServiceAnswer | StateViews | Measured | Compared
-"""What an operation may end in: the answer to an order of a service, or to one on stored states."""
+class SnapshotsMade(TaggedAnswer, frozen=True, kw_only=True, tag="snapshots"):
+    """What became of an order to make snapshots: of how many memories.
+
+    `made`: there is a new one. `unchanged`: the newest one holds all that there is. `failed`: none could be made;
+    `reason` says why of one of them, and the log of each.
+    """
+
+    made: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    reason: str = ""
+
+
+OperationResult = ServiceAnswer | StateViews | Measured | Compared | SnapshotsMade
+"""What an operation may end in: the answer to an order of a service, to one on stored states, or to make snapshots."""
 
 
 class OperationView(AnswerPart, frozen=True, kw_only=True):

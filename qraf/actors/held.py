@@ -55,7 +55,8 @@ class Held:
     is_new: bool = True  # no snapshot was looked for yet
     restoring: threading.Lock = field(default_factory=threading.Lock)  # who looks for one; taken before `lock`
     found: tuple[Memory, int] | None = None  # the memory of a snapshot, and how far it goes, until somebody uses it
-    saved_version: int = 0  # what the newest snapshot holds
+    saved_version: int = 0  # when one was made or tried last
+    is_saved: bool = False  # the newest snapshot holds that version
     saved_at: float = field(default_factory=time.monotonic)
     wait_until: float = 0.0  # none could be made a moment ago
 

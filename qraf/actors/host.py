@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qraf.actors.encoding import EncodeQueue
-from qraf.actors.messages import Absorb, HostReport, SnapshotStats, Spell
+from qraf.actors.messages import Absorb, HostReport, Kept, SnapshotStats, Spell
 from qraf.actors.node import Node
 from qraf.actors.snapshots import Keeper, Snapshots
 from qraf.actors.states import StateRoom
@@ -278,6 +278,17 @@ class Host:
         """Make a memory anew with the bits and the budget that its session has now."""
         with self._call(epoch):
             return self._node(node).recode(memory)
+
+    def due_snapshots(self, epoch: int) -> list[Key]:
+        """The memories, with their nodes, that have changed since their newest snapshot, but for small ones."""
+        with self._call(epoch):
+            now = time.monotonic()
+            return [(name, memory) for name, node in self.nodes.items() for memory in node.due(now, is_last=True)]
+
+    def snapshot(self, epoch: int, node: str, memory: str) -> Kept:
+        """Make a snapshot of a memory now, unless there is one that holds all of it."""
+        with self._call(epoch):
+            return self._node(node).keep(memory)
 
     def figures(self, epoch: int, node: str, memory: str) -> Figures:
         """What a memory's state measures."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from qraf.actors.advertised import Advertised
 from qraf.actors.batcher import Batcher
 from qraf.actors.health import NodeHealth, Process, view
-from qraf.actors.messages import Absorb, HostReport, SnapshotStats
+from qraf.actors.messages import Absorb, HostReport, Kept, SnapshotStats
 from qraf.actors.replies import raised
 from qraf.clock import Clock, SystemClock
 from qraf.errors import LimitExceeded, NodeDown, QrafError, StorageFailed
@@ -59,6 +59,7 @@ Key = tuple[str, str]  # node and memory
 _SMOOTHING = 0.2  # weight of the newest latency in the moving average
 _SLOWER = 4  # times as long as estimated may work take, on slow cores that it shares
 _MAX_REREAD = 65_536  # memories of which it is known that they have been read again; others are once more
+_SNAPSHOT_S = 600.0  # of a large memory at a slow place
 _ABSORB_S_PER_ITEM = 0.25  # a long write may take longer than any other call
 
 
@@ -213,6 +214,17 @@ class HostedRuntime:
         timeout_s = self.settings.runtime.call_timeout_s + _ABSORB_S_PER_ITEM * num_items
         figures: Figures = await self._ask(self._host_of(node), "recode", node, memory, timeout_s=timeout_s)
         return figures
+
+    async def due_snapshots(self) -> list[Key]:
+        """Nodes and memories that have changed since their newest snapshot; raises NodeDown when a host is down."""
+        hosts = {spec.host for spec in self.topology.nodes.values() if spec.role == "memory"}
+        found = await asyncio.gather(*(self._ask(host, "due_snapshots") for host in sorted(hosts)))
+        return [key for keys in found for key in keys]
+
+    async def snapshot(self, node: str, memory: str) -> Kept:
+        """Make a snapshot of a memory now, unless there is one that holds all of it."""
+        kept: Kept = await self._ask(self._host_of(node), "snapshot", node, memory, timeout_s=_SNAPSHOT_S)
+        return kept
 
     async def figures(self, node: str, memory: str) -> Figures:
         """What a memory's state measures."""

@@ -165,7 +165,7 @@ class Memories:
         """Become what a snapshot gave, under the lock."""
         if held.found is not None:
             (held.memory, held.synced_seq), held.found = held.found, None
-            held.saved_version = held.memory.version
+            held.saved_version, held.is_saved = held.memory.version, True
             self._changed(held)
 
     def _drop_forgotten(self, memory: str, held: Held) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -10,7 +11,10 @@ from qraf.network.topology import Topology
 from qraf.records import Item, NodeStats
 from qraf.settings import QuotaSettings, SnapshotSettings, StateSettings
 
-__all__ = ["Absorb", "HostReport", "SnapshotStats", "Spell"]
+__all__ = ["Absorb", "HostReport", "Kept", "SnapshotStats", "Spell"]
+
+Kept = Literal["made", "unchanged"]
+"""There is a new snapshot; or the newest one holds all that there is, and so does none of an empty memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ import numpy as np
 
 from qraf.actors.held import Held
 from qraf.actors.memories import Memories
-from qraf.errors import LimitExceeded, NodeDown, StorageFailed
+from qraf.actors.messages import Kept
+from qraf.errors import LimitExceeded, NodeDown, NotAvailable, NotReady, StorageFailed
 from qraf.memory.memory import Recollection
 from qraf.network.placement import item_node
 from qraf.records import (
@@ -34,6 +35,7 @@ __all__ = ["Node"]
 
 _log = logging.getLogger(__name__)
 
+_MOST_TRIES = 3  # to make a snapshot that somebody waits for
 _WAIT_S = 5.0  # until a snapshot is tried again for which the moment was not good
 _MOST_EVICTED = 256  # items out of memory that one query with a filter reads back
 
@@ -175,13 +177,40 @@ class Node(Memories):
     def snapshot(self, memory: str, until: float | None = None) -> bool:
         """Write a snapshot of a memory beside its work, for which it stands still while it is copied.
 
-        False: there is none, because the memory waits for a rebuild or for items on their way, something in it was
-        forgotten meanwhile, or the monotonic time `until` has come; the next one is due later.
+        False: there is none, because the memory is too large, waits for a rebuild or for items on their way, something
+        in it was forgotten meanwhile, or the monotonic time `until` has come; the next one is due later.
 
         Raises:
             StorageFailed: journal or place failed.
             NodeDown: a successor of this host writes.
         """
+        try:
+            return self._snapshot(memory, until)
+        except LimitExceeded as fault:
+            _log.warning("no snapshot of memory '%s': %s", memory, fault)
+            return False
+
+    def keep(self, memory: str) -> Kept:
+        """Write a snapshot of a memory that holds all of it, unless there is one; of small ones too.
+
+        Raises:
+            NotAvailable: this host makes none.
+            NotReady: not now: there is much on its way, or being forgotten.
+            LimitExceeded: it is too large.
+            StorageFailed, NodeDown: as `snapshot`.
+        """
+        self._check_holds(memory)
+        if self._snapshots is None:
+            raise NotAvailable("making snapshots where QRAF_SNAPSHOTS__MODE is off")
+        for _ in range(_MOST_TRIES):
+            held = self._open(memory, create=False, refresh=True)
+            if held is None or not held.items or (held.is_saved and held.saved_version == held.memory.version):
+                return "unchanged"
+            if self._snapshot(memory, None):
+                return "made"
+        raise NotReady("items of the memory are on their way")
+
+    def _snapshot(self, memory: str, until: float | None) -> bool:
         held, snapshots = self._held.get(memory), self._snapshots
         if held is None or snapshots is None:
             return False
@@ -199,21 +228,20 @@ class Node(Memories):
                 return False
             held.synced_seq = max(held.synced_seq, through)
             parts, version, fit = held.memory.parts(), held.memory.version, self._fit(held.memory)
-        is_done = True
+        is_done, made = True, None
         try:
             made = snapshots.write(self.spec.name, memory, fit, through, parts, num_forgotten, until)
             is_done = made is not None
             if not is_done:  # it may hold what nobody told it to forget
                 with held.lock:
                     self._drop_forgotten(memory, held)
-        except LimitExceeded as fault:
-            _log.warning("no snapshot of memory '%s': %s", memory, fault)
         except (StorageFailed, NodeDown):
             is_done = False  # it passes, or concerns all
             raise
         finally:
             if is_done:  # or would fail again: the next one is due when something has changed
-                held.saved_version, held.saved_at, held.wait_until = version, time.monotonic(), 0.0
+                held.saved_version, held.is_saved = version, made is not None
+                held.saved_at, held.wait_until = time.monotonic(), 0.0
         return is_done
 
     def advertisements(self, since: int = 0) -> tuple[list[Advertisement], int]:

@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
 # threads: reading never waits behind writing, states or services, a probe behind none of them
-_GROUPS = {"read": 12, "write": 8, "states": 4, "work": 1, "control": 2}
+_GROUPS = {"read": 12, "write": 8, "states": 4, "work": 1, "snapshots": 1, "control": 2}
 
 _HostActor: Any = ray.remote(concurrency_groups=_GROUPS)(HostActor)
 _EngineActor: Any = ray.remote(max_concurrency=4)(EngineActor)

@@ -53,6 +53,7 @@ _GROUP_OF = {  # of a host's threads, see `ray_actors`
     "recode": "write",
     "states": "states",
     "work": "work",
+    "snapshot": "snapshots",
 }
 
 _SupervisorActor: Any = ray.remote(SupervisorActor)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qraf.actors.health import NodeHealth, Process
 from qraf.actors.hosted import GenerateElsewhere, HostedRuntime
-from qraf.actors.messages import HostReport, SnapshotStats, Spell
+from qraf.actors.messages import HostReport, Kept, SnapshotStats, Spell
 from qraf.clock import Clock
 from qraf.errors import NodeDown
 from qraf.frames import NodeView
@@ -86,6 +86,14 @@ class Runtime(Protocol):
         """
         ...
 
+    async def due_snapshots(self) -> list[tuple[str, str]]:
+        """Nodes and memories that have changed since their newest snapshot, but for small ones."""
+        ...
+
+    async def snapshot(self, node: str, memory: str) -> Kept:
+        """Make a snapshot of a memory now, unless there is one that holds all of it."""
+        ...
+
     async def figures(self, node: str, memory: str) -> Figures:
         """What a memory's state measures; an unknown memory is an empty one."""
         ...
@@ -151,6 +159,7 @@ class LocalRuntime(HostedRuntime):
         self._threads = {
             "absorb": ThreadPoolExecutor(8, thread_name_prefix="local-write"),
             "states": ThreadPoolExecutor(4, thread_name_prefix="local-states"),
+            "snapshot": ThreadPoolExecutor(1, thread_name_prefix="local-snapshot"),  # its place may hang
             "": ThreadPoolExecutor(8, thread_name_prefix="local"),
         }
         self._hosts: dict[str, Host] = {}

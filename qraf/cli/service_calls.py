@@ -23,6 +23,7 @@ from qraf.service_orders import OperationView
 
 __all__ = [
     "align_command",
+    "bar",
     "build_command",
     "cancel_command",
     "decode_command",
@@ -106,7 +107,7 @@ def _write_bytes(out: Path, data: bytes) -> None:
 async def quantize_command(url: str, given: dict[str, Any], out: Path | None, as_json: bool) -> None:
     """Print what each code makes of the rows."""
     async with _api(url) as api:
-        with _bar(as_json) as progress:
+        with bar(as_json) as progress:
             found = await api.quantize(**given, codes=out is not None, progress=progress)
     if out is not None:
         _write_bytes(out, found.codings[0].codes or b"")
@@ -125,7 +126,7 @@ async def quantize_command(url: str, given: dict[str, Any], out: Path | None, as
 async def nearest_command(url: str, given: dict[str, Any], out: Path | None, as_json: bool) -> None:
     """Print how far the nearest states are."""
     async with _api(url) as api:
-        with _bar(as_json) as progress:
+        with bar(as_json) as progress:
             found = await api.nearest(**given, arrays=out is not None, progress=progress)
     columns = ("d", "trace", "negative", "rank", "moved", "Frobenius", "bytes")
     _print(
@@ -148,7 +149,7 @@ async def nearest_command(url: str, given: dict[str, Any], out: Path | None, as_
 async def truncate_command(url: str, given: dict[str, Any], out: Path | None, as_json: bool) -> None:
     """Print what truncation moved."""
     async with _api(url) as api:
-        with _bar(as_json) as progress:
+        with bar(as_json) as progress:
             found = await api.truncate(**given, arrays=out is not None, progress=progress)
     _print(
         found,
@@ -168,7 +169,7 @@ async def truncate_command(url: str, given: dict[str, Any], out: Path | None, as
 async def recompress_command(url: str, given: dict[str, Any], as_json: bool) -> None:
     """Print what a smaller sketch would cost."""
     async with _api(url) as api:
-        with _bar(as_json) as progress:
+        with bar(as_json) as progress:
             found = await api.recompress(**given, progress=progress)
     if as_json:
         print_json(found)
@@ -184,7 +185,7 @@ async def recompress_command(url: str, given: dict[str, Any], as_json: bool) -> 
 async def repair_command(url: str, given: dict[str, Any], out: Path | None, as_json: bool) -> None:
     """Print the syndromes and what was changed."""
     async with _api(url) as api:
-        with _bar(as_json) as progress:
+        with bar(as_json) as progress:
             found = await api.repair(**given, arrays=out is not None, progress=progress)
     _print(
         found,
@@ -251,7 +252,7 @@ async def sample_command(
 async def decode_command(url: str, detectors: bytes, given: dict[str, Any], out: Path | None, as_json: bool) -> None:
     """Print how often the decoder was wrong, if that can be told."""
     async with _api(url) as api:
-        with _bar(as_json) as progress:
+        with bar(as_json) as progress:
             found = await api.decode_shots(detectors, **given, progress=progress)
     if out is not None:
         _write_bytes(out, found.observables)
@@ -285,7 +286,7 @@ async def operation_command(url: str, id: str, wait: bool, as_json: bool) -> Non
     async with _api(url) as api:
         operation = api.operation(id)
         if wait:
-            with _bar(as_json) as progress, contextlib.suppress(ServerError):  # the view tells why it failed
+            with bar(as_json) as progress, contextlib.suppress(ServerError):  # the view tells why it failed
                 await operation.result(progress)
         view = await operation.status()
     _print_view(view, as_json)
@@ -339,7 +340,7 @@ def _table(*columns: str) -> Table:
 
 
 @contextlib.contextmanager
-def _bar(as_json: bool) -> Iterator[Callable[[float], None]]:
+def bar(as_json: bool) -> Iterator[Callable[[float], None]]:
     """A bar on standard error, from the first time that a long job tells how far it is."""
     columns = (TextColumn("working"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with contextlib.ExitStack() as stack:

@@ -24,6 +24,7 @@ from qraf.gateway.routes import (
     security,
     services,
     sessions,
+    snapshots,
     states,
     usage,
 )
@@ -66,6 +67,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         states.router,
         services.router,
         operations.router,
+        snapshots.router,
         security.router,
         usage.router,
         health.health,
@@ -85,6 +87,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
             *states.TYPES,
             *services.TYPES,
             *operations.TYPES,
+            *snapshots.TYPES,
             *security.TYPES,
             *usage.TYPES,
             *health.TYPES,

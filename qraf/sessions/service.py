@@ -45,6 +45,7 @@ from qraf.frames import (
 from qraf.network.placement import item_node, session_node
 from qraf.network.topology import Topology
 from qraf.records import Figures, Filter, ForgetReceipt, Item, collection_memory, session_memory
+from qraf.service_orders import OperationView
 from qraf.sessions.accounts import Account, Accounts
 from qraf.sessions.enhance import Enhancer
 from qraf.sessions.ledger import Ledger
@@ -54,6 +55,7 @@ from qraf.sessions.recall import Address, Measurement, Recaller, ahead_of, evide
 from qraf.sessions.registry import Sessions
 from qraf.sessions.response import Response
 from qraf.sessions.responses import Responses
+from qraf.sessions.snapshots import order_snapshots
 from qraf.sessions.states import States
 from qraf.sessions.write import Writer
 from qraf.settings import Settings
@@ -492,6 +494,21 @@ class Service:
         """What a session's state measures."""
         await self.sessions.get(session)
         return await self.runtime.figures(session_node(self.topology, session), session_memory(session))
+
+    async def make_snapshots(self, session: str | None, collection: str | None, tenant: str) -> OperationView:
+        """Make snapshots of one memory, or without a name of all that have changed, as an operation of the tenant's.
+
+        Raises:
+            NotFound: no such memory. NotAvailable: snapshots are off. NodeDown: a host is down.
+            LimitExceeded: too many operations run or wait.
+        """
+        wanted: list[tuple[str, str]] | None = None
+        if session is not None or collection is not None:
+            memory = await self._memory(session, collection)
+            nodes = self.topology.holders(collection) if collection else (session_node(self.topology, session or ""),)
+            wanted = [(node, memory) for node in nodes]
+        settings = self.settings.snapshots_here()
+        return await order_snapshots(self.runtime, settings, self.orders.operations, tenant, wanted)
 
     # ------------------------------------------------------------------------------------------------ items
     async def get_item(self, session: str | None, collection: str | None, item_id: str) -> Item:

@@ -189,6 +189,10 @@ class TenantService:
         """What a session's state measures."""
         return await self.whole.figures(self._named(session))
 
+    async def make_snapshots(self, session: str | None, collection: str | None) -> OperationView:
+        """As `Service.make_snapshots`; without a name those of all tenants, for those who operate the server."""
+        return await self.whole.make_snapshots(self._session(session), self._collection(collection), self.tenant)
+
     def home(self, session: str) -> str:
         """The node that holds a session's memory."""
         return session_node(self.topology, self._named(session))

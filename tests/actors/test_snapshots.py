@@ -26,7 +26,7 @@ from qraf.actors.messages import Spell
 from qraf.actors.node import Node
 from qraf.actors.snapshots import Keeper, Snapshots
 from qraf.clock import Clock, FakeClock
-from qraf.errors import NodeDown, StorageFailed
+from qraf.errors import LimitExceeded, NodeDown, NotAvailable, StorageFailed
 from qraf.memory.memory import Recollection
 from qraf.records import Figures, Item, RecallQuery
 from qraf.settings import RuntimeSettings, SealSettings, Settings, SnapshotSettings
@@ -602,6 +602,30 @@ def test_a_memory_that_is_too_large_is_passed_over(tmp_path: Path) -> None:
     node.snapshot("s/ann")
     assert place.files() == []
     assert node.due(time.monotonic() + 1e6, is_last=True) == []
+    place.journal.close()
+
+
+def test_one_that_somebody_wants_now_is_made_once(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.settings = place.settings.model_copy(update={"min_items": 512})
+    node = place.node()
+    assert node.keep("s/ann") == "unchanged"  # it is empty
+    node.absorb("s/ann", place.commit(5))
+    place.commit(1)  # its absorb never came
+    assert (node.due(time.monotonic(), is_last=True), node.keep("s/ann")) == ([], "made")
+    assert [one.items for one in place.journal.snapshots.every()] == [6]
+    fresh = place.node()
+    assert (node.keep("s/ann"), fresh.keep("s/ann"), restored(fresh)) == ("unchanged", "unchanged", 1)
+    place.settings = place.settings.model_copy(update={"max_bytes": 1024})
+    small = place.node()
+    small.absorb("s/ann", place.commit(50))
+    for _ in range(2):
+        with pytest.raises(LimitExceeded, match="max_bytes"):
+            small.keep("s/ann")
+    plain = place.node()
+    plain._snapshots = None
+    with pytest.raises(NotAvailable):
+        plain.keep("s/ann")
     place.journal.close()
 
 

@@ -72,6 +72,7 @@ ROUTES: dict[tuple[str, str], str] = {
     ("GET", "/v1/operations/{operation}"): "operations:read",
     ("POST", "/v1/operations/{operation}/cancel"): "operations:write",
     ("DELETE", "/v1/operations/{operation}"): "operations:write",
+    ("POST", "/v1/snapshots"): "network:operate",
     ("POST", "/v1/ws-tickets"): ANYONE,
     ("GET", "/v1/whoami"): ANYONE,
     ("GET", "/v1/keys"): "keys:read",

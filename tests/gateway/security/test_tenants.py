@@ -144,6 +144,10 @@ WALK: dict[tuple[str, str], list[tuple[str, Callable[[Held], Body]]]] = {
     ("GET", "/v1/operations/{operation}"): [(NOT_THERE, lambda h: {})],
     ("POST", "/v1/operations/{operation}/cancel"): [(NOT_THERE, lambda h: {})],
     ("DELETE", "/v1/operations/{operation}"): [(NOT_THERE, lambda h: {})],
+    ("POST", "/v1/snapshots"): [
+        (NOT_THERE, lambda h: {"json": {"session": h.session}}),
+        (OWN, lambda h: {"json": {"collection": "manuals"}}),
+    ],
     ("POST", "/v1/ws-tickets"): [(OWN, lambda h: {})],
     ("GET", "/v1/whoami"): [(OWN, lambda h: {})],
     ("GET", "/v1/keys"): [(OWN, lambda h: {})],
