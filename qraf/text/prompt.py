@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from qraf.records import Evidence
+from qraf.text.saying import format_day, with_dates
 
 __all__ = ["SYSTEM", "build_messages", "evidence_line", "evidence_order", "format_date"]
 
@@ -58,11 +59,14 @@ def evidence_order(evidence: Sequence[Evidence]) -> list[Evidence]:
 
 
 def evidence_line(item: Evidence) -> str:
-    """One item as the model reads it: "8 May 2023, Melanie: ..." or "[source] ..."; the unit of a token budget."""
+    """One item as the model reads it: "8 May 2023, Melanie: ..." or "[source] ..."; the unit of a token budget.
+
+    What was said has the days meant by "yesterday" and its like beside them; documents stay as they are.
+    """
     if item.role == "document":
         text = _BREAKS.sub("\n", _quoted(item.text)).strip()
         return f"[{_quoted(_SPACE.sub(' ', _source(item)))}] {text}"
-    said = _SPACE.sub(" ", _quoted(item.text)).strip()
+    said = with_dates(_SPACE.sub(" ", _quoted(item.text)).strip(), item.at)
     speaker = _SPACE.sub(" ", _quoted(item.speaker or item.role)).strip()
     return f"{format_date(item.at)}, {speaker}: {said}" if item.at > 0 else f"{speaker}: {said}"
 
@@ -73,15 +77,7 @@ def format_date(at: float) -> str:
     >>> format_date(1683504000.0)
     '8 May 2023'
     """
-    day = datetime.fromtimestamp(min(at, _LAST_S), UTC)
-    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
-
-
-# strftime would follow the process's locale
-_MONTHS = (
-    "January", "February", "March", "April", "May", "June",
-    "July", "August", "September", "October", "November", "December",
-)  # fmt: skip
+    return format_day(datetime.fromtimestamp(min(at, _LAST_S), UTC).date())
 
 
 def _place(item: Evidence) -> tuple[str, float, int]:
