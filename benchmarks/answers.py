@@ -13,6 +13,9 @@ writes by itself), with as evidence
 - `qraf`: the service's ranking, as much of it as fits the tokens that `dense10` took;
 - `gold`: the turns that the answer is in.
 
+The N questions are drawn so that each kind has the share that it has among all: see `_sample`. `found` is how many
+percent of the gold turns are in the prompt, of the questions `asked` and of `all`.
+
 Bits per token are the mean over the questions, each counting once; `pooled` counts every token once, so that long
 answers weigh more. gap = (closed - x) / (closed - gold), the share of the way to the gold evidence. choice8 = how often
 the gold answer gains most, per token, over `closed` among eight: seven are answers to other questions of its
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 
 CONTEXTS = ("closed", "random", "dense10", "qraf", "gold")
 _FOUND = CONTEXTS[1:4]
+_At = tuple[str, int]  # a question: its conversation, its row there
 _ANSWER = "Answer:"  # opens the assistant's turn, so that the model does not spend bits on how to begin
 _MAX_ANSWER_TOKENS = 16
 _NUM_TURNS = 10
@@ -61,70 +65,115 @@ def run(paths: Sequence[str], num_questions: int, threads: int, seed: int = 0) -
 
     rng = random.Random(seed)
     conversations = {one.id: one for path in paths for one in load(path)}
-    asked = _sample(conversations, num_questions)
     with Progress(transient=True) as progress:
-        served = asyncio.run(_ask_service({name: conversations[name] for name in asked}, asked, progress))
-        dense = _dense(conversations, asked)
+        served = asyncio.run(_ask_service(conversations, progress))
+        nearest = _dense(conversations)
         scorer = Scorer(find_weights(None), threads)
-        bar = progress.add_task("answers", total=sum(map(len, asked.values())))
+        known = {name: _Notes(scorer, one) for name, one in conversations.items()}
+        evidence = {at: known[at[0]].within(served[at], nearest[at]) for at in served}
+        asked = _sample(conversations, evidence, num_questions)
+        bar = progress.add_task("answers", total=len(asked))
         measured = []
-        for name, rows in asked.items():
-            for row in rows:
-                rankings = {"dense10": dense[name, row], "qraf": served[name, row]}
-                measured.append(
-                    _measure(scorer, conversations[name], conversations[name].questions[row], rankings, rng)
-                )
-                progress.advance(bar)
-    return _result(measured)
+        for name, row in asked:
+            question = conversations[name].questions[row]
+            choices = _candidates(conversations[name], question, rng)
+            measured.append(_measure(scorer, known[name], question, evidence[name, row], choices, rng))
+            progress.advance(bar)
+    result = _result(measured)
+    result["found"] = {
+        context: {"asked": _mean_found(conversations, evidence, asked, context)}
+        | {"all": _mean_found(conversations, evidence, list(evidence), context)}
+        for context in ("dense10", "qraf")
+    }
+    return result
 
 
-def _sample(conversations: Mapping[str, Conversation], num: int) -> dict[str, list[int]]:
-    """Rows of questions, by conversation, spread evenly over conversations and categories: so a few are typical."""
-    pool = sorted(
-        (name, question.category, row)
-        for name, one in conversations.items()
-        for row, question in enumerate(one.questions)
-        if question.answer
-    )
+class _Notes:
+    """A conversation's turns as evidence, and the tokens of each as a line of the prompt."""
+
+    def __init__(self, scorer: Scorer, conversation: Conversation) -> None:
+        self.items = {
+            turn.id: Evidence(
+                seq=seq,
+                memory="s/x",
+                node="x",
+                score=0.0,
+                text=turn.text,
+                speaker=turn.speaker,
+                at=turn.at,
+                item_id=turn.id,
+            )
+            for seq, turn in enumerate(conversation.turns)
+        }
+        self.cost = {turn: len(scorer.tokens(evidence_line(item) + "\n")) for turn, item in self.items.items()}
+
+    def within(self, ranking: Sequence[str], nearest: Sequence[str]) -> dict[str, list[str]]:
+        """What goes into the prompt: the nearest turns, and as much of the ranking as fits their tokens."""
+        budget = sum(self.cost[turn] for turn in nearest)
+        return {"dense10": list(nearest), "qraf": _within(ranking, self.cost, budget)}
+
+
+def _sample(
+    conversations: Mapping[str, Conversation], evidence: Mapping[_At, Mapping[str, Sequence[str]]], num: int
+) -> list[_At]:
+    """Questions that stand for all of them: each kind has the share among the few that it has among all.
+
+    The kinds: categories, in them what part of the gold evidence each ranking brings, conversations. How far a question
+    comes depends on these above all, and they are known of every question before any is measured (proportionate
+    stratification by systematic sampling: Cochran, *Sampling Techniques*, 3rd ed., sections 5.1, 8.1).
+    """
+
+    def kind(at: _At) -> tuple[float | str, ...]:
+        question = conversations[at[0]].questions[at[1]]
+        return (question.category, *(_found(question, evidence[at][context]) for context in ("qraf", "dense10")), *at)
+
+    pool = sorted((at for at in evidence if conversations[at[0]].questions[at[1]].answer), key=kind)
     num = min(num, len(pool))
-    asked: dict[str, list[int]] = {}
-    for pick in range(num):
-        name, _, row = pool[(2 * pick + 1) * len(pool) // (2 * num)]
-        asked.setdefault(name, []).append(row)
-    return asked
+    return sorted(pool[(2 * pick + 1) * len(pool) // (2 * num)] for pick in range(num))
 
 
-async def _ask_service(
-    conversations: Mapping[str, Conversation], asked: Mapping[str, list[int]], progress: Progress
-) -> dict[tuple[str, int], list[str]]:
-    """The running service's ranking for every question that is asked, as turn ids."""
+def _found(question: Question, turns: Sequence[str]) -> float:
+    return sum(turn in turns for turn in question.evidence) / len(question.evidence)
+
+
+def _mean_found(
+    conversations: Mapping[str, Conversation],
+    evidence: Mapping[_At, Mapping[str, Sequence[str]]],
+    asked: Sequence[_At],
+    context: str,
+) -> float:
+    shares = [_found(conversations[name].questions[row], evidence[name, row][context]) for name, row in asked]
+    return round(100 * float(np.mean(shares)), 1)
+
+
+async def _ask_service(conversations: Mapping[str, Conversation], progress: Progress) -> dict[_At, list[str]]:
+    """The running service's ranking for every question, as turn ids."""
     found = {}
-    bar = progress.add_task("writing turns", total=sum(len(one.turns) for one in conversations.values()))
+    writing = progress.add_task("writing turns", total=sum(len(one.turns) for one in conversations.values()))
+    asking = progress.add_task("recalling", total=sum(len(one.questions) for one in conversations.values()))
     async with serving(TOPOLOGY) as url, qraf.connect(url) as q:
-        for name, one in conversations.items():
-            session = f"conversation-{len(found)}"
+        for number, (name, one) in enumerate(conversations.items()):
+            session = f"conversation-{number}"
             await q.open_session(session)
             turns = [
                 {"item_id": turn.id, "text": turn.text, "speaker": turn.speaker, "at": turn.at} for turn in one.turns
             ]
-            await q.write(turns, session=session, progress=lambda n: progress.advance(bar, n))
-            for row in asked[name]:
-                answer = await q.recall(one.questions[row].text, session=session, k=_DEEP)
+            await q.write(turns, session=session, progress=lambda n: progress.advance(writing, n))
+            for row, question in enumerate(one.questions):
+                answer = await q.recall(question.text, session=session, k=_DEEP)
                 found[name, row] = [item.item_id for item in answer.evidence]
+                progress.advance(asking)
     return found
 
 
-def _dense(
-    conversations: Mapping[str, Conversation], asked: Mapping[str, list[int]]
-) -> dict[tuple[str, int], list[str]]:
-    """The turns nearest to every question that is asked, as `dense_flat` of benchmarks.locomo ranks them."""
+def _dense(conversations: Mapping[str, Conversation]) -> dict[_At, list[str]]:
+    """The turns nearest to every question, as `dense_flat` of benchmarks.locomo ranks them."""
     encoder = load_encoder(EncoderSettings())
     nearest = {}
-    for name, rows in asked.items():
-        one = conversations[name]
+    for name, one in conversations.items():
         turns = encoder.encode([f"{turn.speaker}: {turn.text}" for turn in one.turns])
-        questions = encoder.encode([one.questions[row].text for row in rows])
-        for row, scores in zip(rows, questions @ turns.T, strict=True):
+        questions = encoder.encode([question.text for question in one.questions])
+        for row, scores in enumerate(questions @ turns.T):
             best = np.argsort(-scores, kind="stable")[:_NUM_TURNS]
             nearest[name, row] = [one.turns[turn].id for turn in best]
     return nearest
@@ -132,44 +181,29 @@ def _dense(
 
 def _measure(
     scorer: Scorer,
-    conversation: Conversation,
+    notes: _Notes,
     question: Question,
-    rankings: Mapping[str, list[str]],
+    evidence: Mapping[str, list[str]],
+    choices: Sequence[str],
     rng: random.Random,
 ) -> dict[str, Any]:
     """Bits per token of the eight candidates, the gold one first, and the tokens of evidence, under each context."""
-    items = {
-        turn.id: Evidence(
-            seq=seq,
-            memory="s/x",
-            node="x",
-            score=0.0,
-            text=turn.text,
-            speaker=turn.speaker,
-            at=turn.at,
-            item_id=turn.id,
-        )
-        for seq, turn in enumerate(conversation.turns)
-    }
-    cost = {turn: len(scorer.tokens(evidence_line(item) + "\n")) for turn, item in items.items()}
-    budget = sum(cost[turn] for turn in rankings["dense10"])
     chosen = {
         "closed": [],
-        "random": rng.sample(list(items), min(_NUM_TURNS, len(items))),
-        "dense10": rankings["dense10"],
-        "qraf": _within(rankings["qraf"], cost, budget),
+        "random": rng.sample(list(notes.items), min(_NUM_TURNS, len(notes.items))),
+        **evidence,
         "gold": list(question.evidence),
     }
-    answers = [scorer.tokens(f" {text}")[:_MAX_ANSWER_TOKENS] for text in _candidates(conversation, question, rng)]
+    answers = [scorer.tokens(f" {text}")[:_MAX_ANSWER_TOKENS] for text in choices]
     bits = {}
     for context, turns in chosen.items():
-        messages = build_messages(question.text, [items[turn] for turn in turns])
+        messages = build_messages(question.text, [notes.items[turn] for turn in turns])
         bits[context] = np.array(scorer.bits(scorer.chat(messages, _ANSWER), answers))
     lengths = np.array([len(answer) for answer in answers])
     return {
         "bits": bits,
         "lengths": lengths,
-        "tokens": {context: sum(cost[turn] for turn in turns) for context, turns in chosen.items()},
+        "tokens": {context: sum(notes.cost[turn] for turn in turns) for context, turns in chosen.items()},
     }
 
 
@@ -277,6 +311,10 @@ def main() -> None:
     print(f"gap of qraf over dense10: {low:+.2f} to {high:+.2f}; {device_line()}")
     pooled = result["pooled"]["gap"]
     print(f"with every token counting once: gap of qraf {pooled['qraf']:.2f}, of dense10 {pooled['dense10']:.2f}")
+    found = ", ".join(
+        f"{context} {share['asked']:.0f} (of all {share['all']:.0f})" for context, share in result["found"].items()
+    )
+    print(f"percent of the gold turns in the prompt: {found}")
     if args.json:
         write_json(args.json, result)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.answers import CONTEXTS, _candidates, _result, _sample, _within
+from benchmarks.answers import CONTEXTS, _candidates, _mean_found, _result, _sample, _within
 from benchmarks.locomo import Conversation, Question
 from qraf.settings import GeneratorSettings
 from qraf.text.engine import EmbeddedEngine
@@ -50,15 +52,24 @@ def test_evidence_stays_within_the_tokens_and_in_rank_order() -> None:
     assert _within(["b"], cost, 4) == []
 
 
-def test_a_sample_is_spread_over_conversations_and_categories() -> None:
+def test_a_sample_has_the_kinds_in_the_shares_of_all() -> None:
     def conversation(name: str, num: int) -> Conversation:
-        return Conversation(name, (), (), tuple(Question("q", "a", 1 + i % 4, ("D1:1",)) for i in range(num)))
+        return Conversation(name, (), (), tuple(Question("q", "a", 1 + i % 4, ("D1:1", "D1:2")) for i in range(num)))
 
-    conversations = {name: conversation(name, num) for name, num in (("a", 40), ("b", 80))}
-    rows = _sample(conversations, 12)
-    assert {name: len(found) for name, found in rows.items()} == {"a": 4, "b": 8}
-    assert {1 + row % 4 for row in rows["a"]} == {1, 2, 3, 4}
-    assert sum(map(len, _sample(conversations, 500).values())) == 120
+    conversations = {name: conversation(name, num) for name, num in (("a", 80), ("b", 160))}
+    evidence = {
+        (name, row): {"qraf": ["D1:1", "D1:2"] if row // 4 % 2 else ["D1:1"], "dense10": []}
+        for name, one in conversations.items()
+        for row in range(len(one.questions))
+    }
+    asked = _sample(conversations, evidence, 48)
+    assert asked == sorted(set(asked))
+    assert [sum(name == one for name, _ in asked) for one in "ab"] == [16, 32]
+    assert Counter((row % 4, row // 4 % 2) for _, row in asked) == dict.fromkeys(
+        itertools.product(range(4), range(2)), 6
+    )
+    assert len(_sample(conversations, evidence, 500)) == 240
+    assert _mean_found(conversations, evidence, asked, "qraf") == 75.0
 
 
 def test_candidates_are_eight_different_answers_of_the_same_kind_first() -> None:
