@@ -94,12 +94,12 @@ class Ledger:
         try:
             async with asyncio.timeout(0.0 if self._is_away else _PATIENCE_S):
                 refusal = await asyncio.shield(answer)
-        except TimeoutError:
+        except TimeoutError:  # shown now
             self._is_away = True
-            answer.cancel()  # shown now, and counted without asking
+            self._insist(spend, answer)
             return
-        except asyncio.CancelledError:
-            answer.cancel()  # whoever was charged gives back what was not shown
+        except asyncio.CancelledError:  # whoever was charged gives back what was not shown
+            self._insist(spend, answer)
             raise
         if refusal is not None:
             raise refusal
@@ -146,6 +146,11 @@ class Ledger:
             elif refusal is not None:  # shown all the same
                 self._count_shown([spend], day)
         return True
+
+    def _insist(self, spend: Spend, answer: asyncio.Future[QuotaExceeded | None]) -> None:
+        """Have it counted whatever the quota, also where the refusal has come in this moment."""
+        if not answer.cancel() and answer.result() is not None:
+            self._count_shown([spend])
 
     def _count_shown(self, spends: Iterable[Spend], day: int | None = None) -> None:
         for spend in spends:

@@ -225,3 +225,19 @@ async def test_what_a_cancelled_response_was_charged_is_given_back_to_the_token(
         await other
     await ledger.close()
     assert generated(journal) == before
+
+
+async def test_a_cancel_that_meets_the_refusal_counts_what_will_be_given_back(journal, ledger, monkeypatch) -> None:
+    write = Ledger._write
+
+    async def cancelling(*args):
+        done = await write(*args)
+        asked.cancel()  # the answer is there, and was not taken yet
+        return done
+
+    monkeypatch.setattr(Ledger, "_write", cancelling)
+    asked = asyncio.create_task(ledger.spend(Spend(payer(tokens=0), 5)))
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    await ledger.flush()
+    assert generated(journal) == 5
