@@ -92,7 +92,8 @@ def _source(item: Evidence) -> str:
 
 
 def _quoted(text: str) -> str:
-    return _FENCE.sub("‹", _CONTROL_TOKEN.sub(_defuse, text)).replace("\0", "")
+    # without NULs first: one inside a fence or a token would hide it from what follows
+    return _FENCE.sub("‹", _CONTROL_TOKEN.sub(_defuse, text.replace("\0", "")))
 
 
 def _defuse(found: re.Match[str]) -> str:

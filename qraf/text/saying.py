@@ -49,7 +49,8 @@ def with_dates(text: str, at: float) -> str:
     def dated(found: re.Match[str]) -> str:
         try:
             return f"{found[0]} ({_meant(found, said)})"
-        except (OverflowError, ValueError):  # before the first year of the calendar or after its last
+        # no year of the calendar, or letters that only look alike when case is ignored ("yeſterday", "tonıght")
+        except (LookupError, OverflowError, ValueError):
             return found[0]
 
     return _WORDS.sub(dated, text)

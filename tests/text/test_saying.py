@@ -54,6 +54,7 @@ def test_what_is_meant(words, meant) -> None:
         "the last weekender",
         "yesterdays",
         "last week (the 2nd)",
+        "yeſterday, laſt week, tonıght, last frıday, ſix days ago, ² days ago",
         "",
     ],
 )
