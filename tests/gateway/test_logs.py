@@ -107,3 +107,9 @@ def test_a_message_stays_one_line_and_a_foreign_error_its_type() -> None:
     record = logging.LogRecord("qraf.x", logging.WARNING, "f", 1, "a\nb: %s", (OSError("secret"),), None)
     assert json.loads(JsonLines().format(record))["message"] == "a\nb: OSError"
     assert Readable().format(record).endswith("WARNING qraf.x: a\\nb: OSError")
+
+
+def test_what_ray_puts_on_a_record_is_not_told() -> None:
+    record = logging.makeLogRecord({"msg": "served", "_ray_timestamp_ns": 1, "status": 200})
+    assert Readable().format(record).endswith(": served status=200")
+    assert "_ray" not in JsonLines().format(record)
