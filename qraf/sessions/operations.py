@@ -98,7 +98,7 @@ class Operations:
         self._clock, self._max_open, self._kept_s, self._lanes = clock, max_open, kept_s, lanes
         self._max_bytes = max_bytes
         self._all: OrderedDict[str, Operation] = OrderedDict()
-        self._slots = asyncio.Semaphore(max_running)
+        self._slots, self._apart = asyncio.Semaphore(max_running), asyncio.Semaphore(1)
 
     @property
     def num_open(self) -> int:
@@ -106,11 +106,19 @@ class Operations:
         return sum(not one.has_ended for one in self._all.values())
 
     def start(
-        self, op: str, steps: Sequence[Step[Part]], join: Join[Part], tenant: str = DEFAULT_TENANT, nbytes: int = 0
+        self,
+        op: str,
+        steps: Sequence[Step[Part]],
+        join: Join[Part],
+        tenant: str = DEFAULT_TENANT,
+        nbytes: int = 0,
+        *,
+        is_apart: bool = False,
     ) -> OperationView:
         """Begin a tenant's job whose steps, each awaited at most once, give the parts that `join` makes the result of.
 
-        `nbytes` is what its order holds until it has ended.
+        `nbytes` is what its order holds until it has ended. `is_apart`: it waits for something that may hang, so it
+        takes turns with its like alone, one at a time, and holds no other job up.
 
         Raises:
             LimitExceeded: as many run or wait as may, or their orders hold as many bytes.
@@ -125,7 +133,8 @@ class Operations:
         operation.nbytes = nbytes
         self._all[operation.id] = operation
         operation.task = asyncio.get_running_loop().create_task(
-            self._run(operation, steps, join), name=f"operation {operation.id}"
+            self._run(operation, steps, join, self._apart if is_apart else self._slots),
+            name=f"operation {operation.id}",
         )
         # a task that is cancelled before its first step runs no `finally`
         operation.task.add_done_callback(lambda _: operation.end("cancelled"))
@@ -185,9 +194,11 @@ class Operations:
             await asyncio.gather(operation.task, return_exceptions=True)
         operation.end("cancelled")
 
-    async def _run(self, operation: Operation, steps: Sequence[Step[Part]], join: Join[Part]) -> None:
+    async def _run(
+        self, operation: Operation, steps: Sequence[Step[Part]], join: Join[Part], slots: asyncio.Semaphore
+    ) -> None:
         try:
-            async with self._slots:
+            async with slots:
                 operation.status = "running"
                 answers = await self._answers(operation, steps)
                 operation.result = await join(answers)

@@ -11,6 +11,7 @@ from qraf.errors import NodeDown, NotAvailable, QrafError, SealBroken
 from qraf.service_orders import OperationView, SnapshotsMade
 from qraf.sessions.operations import Operations
 from qraf.settings import SnapshotSettings
+from qraf.tenants import DEFAULT_TENANT, tenant_of
 
 __all__ = ["order_snapshots"]
 
@@ -26,7 +27,8 @@ async def order_snapshots(
 ) -> OperationView:
     """A tenant's operation that makes snapshots of `wanted`, nodes and memories; None: of all that have changed.
 
-    What fails of one memory does not keep the others from theirs.
+    All are the tenant's own; for the default tenant, whose operators run the server, those of every tenant. What fails
+    of one memory does not keep the others from theirs.
 
     Raises:
         NotAvailable: none are made here.
@@ -35,8 +37,10 @@ async def order_snapshots(
     """
     if settings is None:
         raise NotAvailable("making snapshots where QRAF_SNAPSHOTS__MODE is off")
-    due = await runtime.due_snapshots() if wanted is None else wanted
-    return operations.start("snapshots", [partial(_make, runtime, *one) for one in due], _sum, tenant)
+    if wanted is None:
+        due = await runtime.due_snapshots()
+        wanted = [one for one in due if tenant in (DEFAULT_TENANT, tenant_of(one[1][2:]))]
+    return operations.start("snapshots", [partial(_make, runtime, *one) for one in wanted], _sum, tenant, is_apart=True)
 
 
 async def _make(runtime: Runtime, node: str, memory: str) -> SnapshotsMade:

@@ -190,7 +190,7 @@ class TenantService:
         return await self.whole.figures(self._named(session))
 
     async def make_snapshots(self, session: str | None, collection: str | None) -> OperationView:
-        """As `Service.make_snapshots`; without a name those of all tenants, for those who operate the server."""
+        """As `Service.make_snapshots`; without a name all of the tenant's, and for the default one everybody's."""
         return await self.whole.make_snapshots(self._session(session), self._collection(collection), self.tenant)
 
     def home(self, session: str) -> str:

@@ -189,3 +189,16 @@ async def test_the_oldest_results_go_where_they_hold_too_much(clock: FakeClock):
     kept = [one.id for one in operations.list()]
     assert begun[2].id in kept
     assert begun[0].id not in kept
+
+
+async def test_jobs_beside_the_others_take_turns_among_themselves_and_hold_no_other_up(clock: FakeClock):
+    operations, hanging, other = make(clock), Steps(1), Steps(1)
+    apart = [operations.start("snapshots", hanging.steps, total, is_apart=True) for _ in range(2)]
+    view = operations.start("optimize", other.steps, total)
+    other.open()
+    await settle()
+    assert operations.get(view.id).status == "completed"
+    assert [operations.get(one.id).status for one in apart] == ["running", "queued"]
+    hanging.open()
+    await settle()
+    assert [operations.get(one.id).status for one in apart] == ["completed", "completed"]

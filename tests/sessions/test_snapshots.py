@@ -6,17 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qraf.actors.messages import SnapshotStats
 from qraf.actors.runtime import LocalRuntime
+from qraf.clock import FakeClock
 from qraf.frames import Recall
 from qraf.sessions.meters import Meters
+from qraf.sessions.operations import Operations
 from qraf.sessions.service import Service
+from qraf.sessions.snapshots import order_snapshots
 from qraf.settings import SealSettings, Settings, SnapshotSettings
 from qraf.storage.journal import Journal
 from qraf.storage.seal import MasterKeys
+from qraf.tenants import DEFAULT_TENANT, tenant_of
 from tests.encoders import HashEncoder
 from tests.openai_server import OpenAIServer
 from tests.sessions.test_service import NUTS, filled, model, with_writer
@@ -100,3 +105,26 @@ async def test_health_says_when_none_can_be_made(tmp_path: Path, model: OpenAISe
         assert (one["what"], one["since"] > 0) == ("snapshots", True)
         assert "snapshots cannot be made" in one["detail"]
         assert str(tmp_path) not in one["detail"]
+
+
+async def test_an_operator_of_a_tenant_orders_its_own_snapshots_and_one_of_the_server_all(clock: FakeClock) -> None:
+    class Due:
+        made: list[str]
+
+        async def due_snapshots(self) -> list[tuple[str, str]]:
+            return [("inbox", "s/ann"), ("inbox", "s/acme/ann"), ("inbox", "s/bolt/ann"), ("desk", "c/acme/manuals")]
+
+        async def snapshot(self, node: str, memory: str) -> str:
+            self.made.append(memory)
+            return "made"
+
+    runtime: Any = Due()
+    operations = Operations(clock, max_open=3, kept_s=600)
+    for tenant, memories in (("acme", 2), ("bolt", 1), ("idle", 0), (DEFAULT_TENANT, 4)):
+        runtime.made = []
+        view = await order_snapshots(runtime, SnapshotSettings(), operations, tenant)
+        async with asyncio.timeout(10):
+            while operations.get(view.id, tenant).status != "completed":
+                await asyncio.sleep(0)
+        assert len(runtime.made) == memories
+        assert tenant == DEFAULT_TENANT or all(tenant_of(one[2:]) == tenant for one in runtime.made)

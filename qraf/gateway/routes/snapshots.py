@@ -19,7 +19,10 @@ router = APIRouter(tags=["operations"])
 
 
 class SnapshotsWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of which memory: of one `session` or one `collection`; without either of all that have changed."""
+    """Of which memory: of one `session` or one `collection`; without either of all of the tenant's that have changed.
+
+    For the default tenant: of everybody's.
+    """
 
     session: str | None = None
     collection: str | None = None
@@ -33,7 +36,7 @@ TYPES = (SnapshotsWanted, SnapshotsMade)
     status_code=202,
     openapi_extra=operation(
         body=SnapshotsWanted,
-        example={"session": "alice"},
+        example={"session": "ses_ann"},
         answer=OperationView,
         status=202,
         errors=(404, 429, 501, 503),
