@@ -157,6 +157,15 @@ class _WebSocket(WebSocketsSansIOProtocol):
             self._full(str(error))
         else:
             super().data_received(data)
+            if self.conn.handshake_exc is not None and not self.handshake_initiated:
+                self._unreadable()
+
+    def _unreadable(self) -> None:
+        """An upgrade that cannot be read, for a header over 8 KiB, say: send the 431 that uvicorn leaves lying."""
+        transport: Any = self.transport
+        self.handshake_initiated = self.handshake_complete = self.close_sent = True
+        transport.write(b"".join(self.conn.data_to_send()))
+        transport.close()
 
     def send_receive_event_to_app(self) -> None:
         self._held.let_go()

@@ -63,6 +63,14 @@ async def test_a_page_from_elsewhere_is_told_so_a_host_gets_no_socket_and_no_err
         assert wire.welcome["type"] == "welcome"
 
 
+@pytest.mark.parametrize(("name", "times"), [("authorization", 1), ("x", 200)])
+async def test_an_upgrade_with_headers_that_are_too_large_is_told_and_closed(server, name, times) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with Wire(server.url, hello=False, additional_headers=[(name, "x" * (9000 // times))] * times):
+            pass
+    assert refused.value.response.status_code == 431
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
 async def test_elsewhere_than_on_loopback_a_server_needs_authentication_and_tls(server, host) -> None:
     settings = Settings(gateway=GatewaySettings(host=host, port=0))

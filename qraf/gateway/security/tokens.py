@@ -164,7 +164,7 @@ class Tokens:
         key: Any
         if algorithm == "HS256" and self._secret:
             key = self._secret
-        elif algorithm in _OF_TYPE and self._set is not None:
+        elif isinstance(algorithm, str) and algorithm in _OF_TYPE and self._set is not None:
             key = await self._set.find(algorithm, kid if isinstance(kid, str) else None)
         else:
             allowed = (["HS256"] if self._secret else []) + ([*_OF_TYPE] if self._set else [])
@@ -208,8 +208,8 @@ class Tokens:
             need = f"`{names[0]}` a tenant's name and `{names[1]}` one of {', '.join(ROLES)}"
             raise CredentialInvalid(f"the token's claims must say who it is for: {need}") from None
         subject, expires_at = f"sub:{claims['sub']}", claims["exp"]
-        if len(subject) > _MAX_SUBJECT or not subject.isprintable():
-            raise CredentialInvalid(f"`sub` may have {_MAX_SUBJECT - 4} printable characters")
+        if not claims["sub"] or len(subject) > _MAX_SUBJECT or not subject.isprintable():
+            raise CredentialInvalid(f"`sub` must have 1 to {_MAX_SUBJECT - 4} printable characters")
         if not 0 < expires_at < _LAST_S:
             raise CredentialInvalid("`exp` must be a time before the year 10000")
         return Principal(

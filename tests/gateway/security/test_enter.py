@@ -62,7 +62,7 @@ async def test_a_scope_claim_never_widens_and_one_that_is_none_is_refused(place,
             assert (await http.get("/v1/whoami")).status_code == 401, scope
 
 
-@pytest.mark.parametrize("claims", [{"exp": 1e300}, {"exp": 10**30}, {"sub": "a" * 253}, {"sub": "a\nb"}])
+@pytest.mark.parametrize("claims", [{"exp": 1e300}, {"exp": 10**30}, {"sub": "a" * 253}, {"sub": "a\nb"}, {"sub": ""}])
 async def test_a_claim_that_nothing_can_hold_is_refused_and_no_internal_error(place, signer, claims) -> None:
     async with place.http(signer.token(**claims)) as http:
         answer = await http.get("/v1/whoami")
@@ -112,7 +112,7 @@ def confused(signer) -> str:
     return by_hand({"alg": "HS256", "kid": "r1"}, signer.claims(), public)
 
 
-def by_hand(header: dict[str, str], claims: dict[str, object], secret: bytes) -> str:
+def by_hand(header: dict[str, object], claims: dict[str, object], secret: bytes) -> str:
     import hashlib
     import hmac
 
@@ -134,6 +134,12 @@ BAD = {
         "token_algorithm_refused",
         4422,
         "algorithm must be HS256 or RS256 or ES256, but is 'none'",
+    ),
+    "alg of another type": (
+        lambda s, p: by_hand({"alg": ["HS256"]}, s.claims(), SECRET.encode()),
+        "token_algorithm_refused",
+        4422,
+        "algorithm must be",
     ),
     "confused alg": (lambda s, p: confused(s), "credential_invalid", 4401, "by no key of ours"),
     "another alg": (
