@@ -10,7 +10,7 @@ writes by itself), with as evidence
 - `closed`: nothing;
 - `random`: ten turns of the conversation, at random: what dates and names alone bring;
 - `dense10`: the ten turns nearest by MiniLM cosine, as a vector index finds them;
-- `qraf`: the service's ranking, as much of it as fits the tokens that `dense10` took;
+- `qraf`: the service's ranking, what `enhance` would take of it and fits the tokens that `dense10` took;
 - `gold`: the turns that the answer is in.
 
 The N questions are drawn so that each kind has the share that it has among all: see `_sample`. `found` is how many
@@ -39,6 +39,7 @@ from benchmarks.harness import device_line, print_table, write_json
 from benchmarks.locomo import Conversation, Question, load
 from benchmarks.recall import TOPOLOGY
 from benchmarks.serving import serving
+from qraf.frames import EvidenceChoice
 from qraf.records import Evidence
 from qraf.settings import EncoderSettings
 from qraf.text.encoder import load_encoder
@@ -147,8 +148,8 @@ def _mean_found(
 
 
 async def _ask_service(conversations: Mapping[str, Conversation], progress: Progress) -> dict[_At, list[str]]:
-    """The running service's ranking for every question, as turn ids."""
-    found = {}
+    """The running service's ranking for every question, as turn ids, as far down as `enhance` takes it."""
+    found, share = {}, EvidenceChoice().min_share
     writing = progress.add_task("writing turns", total=sum(len(one.turns) for one in conversations.values()))
     asking = progress.add_task("recalling", total=sum(len(one.questions) for one in conversations.values()))
     async with serving(TOPOLOGY) as url, qraf.connect(url) as q:
@@ -161,7 +162,8 @@ async def _ask_service(conversations: Mapping[str, Conversation], progress: Prog
             await q.write(turns, session=session, progress=lambda n: progress.advance(writing, n))
             for row, question in enumerate(one.questions):
                 answer = await q.recall(question.text, session=session, k=_DEEP)
-                found[name, row] = [item.item_id for item in answer.evidence]
+                least = share * max((item.probability for item in answer.evidence), default=0.0)
+                found[name, row] = [item.item_id for item in answer.evidence if item.probability >= least]
                 progress.advance(asking)
     return found
 

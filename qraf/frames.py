@@ -176,11 +176,15 @@ class RouteChoice(_Part, frozen=True, kw_only=True):
 
 
 class EvidenceChoice(_Part, frozen=True, kw_only=True):
-    """How much evidence goes to the model. `min_probability` drops what is less likely."""
+    """How much evidence goes to the model.
+
+    `min_probability` drops what is less likely, `min_share` what is less than this share as likely as the best.
+    """
 
     k: int = 20
     token_budget: int = 512
     min_probability: float = 0.0
+    min_share: float = 0.25
     filter: Filter | None = None
     as_of: str | float | None = None
 

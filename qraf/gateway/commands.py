@@ -49,6 +49,7 @@ def check_command(frame: ClientFrame, limits: LimitSettings) -> None:
             check_filter(frame.evidence.filter, "/evidence/filter")
             check_number(frame.evidence.token_budget, "/evidence/token_budget", 1, _MANY)
             check_number(frame.evidence.min_probability, "/evidence/min_probability", 0, 1)
+            check_number(frame.evidence.min_share, "/evidence/min_share", 0, 1)
             check_number(frame.route.max_visits, "/route/max_visits", 1, _MANY)
             check_number(frame.route.deadline_ms, "/route/deadline_ms", 1, 600_000)
             if frame.generate is not False:

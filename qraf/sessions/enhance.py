@@ -134,7 +134,11 @@ class Enhancer:
                 )
             )
         evidence, coverage = await recaller.evidence(
-            measurement, k=ask.k, token_budget=ask.token_budget, min_probability=ask.min_probability
+            measurement,
+            k=ask.k,
+            token_budget=ask.token_budget,
+            min_probability=ask.min_probability,
+            min_share=ask.min_share,
         )
         progress.saw(measurement, evidence, address.session)
         response.emit(ResponseEvidence(stream=stream, seq=0, items=evidence_out(evidence), coverage=coverage))

@@ -125,14 +125,19 @@ class Measurement:
         return self.arrived[node][1] if node in self.arrived else 1.0
 
 
-def choose(
-    evidence: Sequence[Evidence], *, k: int, token_budget: int | None, min_probability: float = 0.0
-) -> list[Evidence]:
-    """The first `k` by probability that fit the budget; what does not fit is passed over, not cut."""
+def choose(evidence: Sequence[Evidence], *, k: int, token_budget: int | None, least: float = 0.0) -> list[Evidence]:
+    """The first `k` by probability that fit the budget; what does not fit is passed over, not cut.
+
+    Args:
+        evidence: by falling probability.
+        k: so many at most.
+        token_budget: their estimated tokens together.
+        least: where items with a smaller probability begin, none is taken.
+    """
     chosen: list[Evidence] = []
     spent = 0.0
     for item in evidence:
-        if len(chosen) == k or item.probability < min_probability:
+        if len(chosen) == k or item.probability < least:
             break
         cost = tokens_of(item.words)
         if token_budget is not None and spent + cost > token_budget:
@@ -357,6 +362,7 @@ class Recaller:
         k: int,
         token_budget: int | None,
         min_probability: float = 0.0,
+        min_share: float = 0.0,
     ) -> tuple[list[Evidence], float]:
         """The chosen evidence with texts, by falling probability, and its coverage (their summed probability)."""
         mass = measurement.mass
@@ -367,7 +373,7 @@ class Recaller:
         )
         with self._meters.recall.labels("join").time():
             # a few more than asked, so that items that were forgotten meanwhile do not shorten the list
-            ahead = choose(ranked, k=ahead_of(k), token_budget=None, min_probability=min_probability)
+            ahead = choose(ranked, k=ahead_of(k), token_budget=None, least=min_probability)
             texts = await asyncio.to_thread(self._journal.fetch, [item.seq for item in ahead]) if ahead else {}
         joined = [
             msgspec.structs.replace(
@@ -382,7 +388,8 @@ class Recaller:
             for item in ahead
             if (found := texts.get(item.seq)) is not None
         ]
-        chosen = choose(joined, k=k, token_budget=token_budget, min_probability=min_probability)
+        least = max(min_probability, min_share * joined[0].probability) if joined else 0.0
+        chosen = choose(joined, k=k, token_budget=token_budget, least=least)
         return chosen, min(1.0, sum(item.probability for item in chosen))
 
     def settled(self, measurement: Measurement) -> RouteOut:

@@ -207,6 +207,7 @@ async def test_a_collection_is_a_memory_too(http) -> None:
         ),
         ("/v1/sessions", {"ttl_s": "soon"}, "/ttl_s"),
         ("/v1/enhance", {"prompt": "x", "generate": {"max_token": 1}}, "/generate/max_token"),
+        ("/v1/enhance", {"prompt": "x", "evidence": {"min_share": 1.5}}, "/evidence/min_share"),
         ("/v1/enhance", {"prompt": "", "session": "s"}, "/prompt"),
     ],
 )

@@ -148,7 +148,7 @@ def test_budget_passes_over_what_does_not_fit() -> None:
     ]
     assert [e.seq for e in choose(items, k=9, token_budget=100)] == [0, 2]
     assert [e.seq for e in choose(items, k=1, token_budget=None)] == [0]
-    assert [e.seq for e in choose(items, k=9, token_budget=None, min_probability=0.2)] == [0, 1]
+    assert [e.seq for e in choose(items, k=9, token_budget=None, least=0.2)] == [0, 1]
 
 
 async def test_filter_and_as_of_bound_what_is_measured(service: Service) -> None:
@@ -216,6 +216,23 @@ async def test_generate_false_stops_at_the_evidence(service: Service, model: Ope
     assert isinstance(frames[-2], ResponseEvidence)
     assert frames[-1].finish_reason == "evidence"  # type: ignore[union-attr]
     assert model.requests == []
+
+
+async def test_what_is_far_less_likely_than_the_best_does_not_reach_the_model(service: Service) -> None:
+    await filled(service, texts=("Nuts and bolts.", "We met in Rome, by chance, and had nuts.", "It rained on Monday."))
+
+    async def taken(**choice: Any) -> list[float]:
+        request = Enhance(
+            id="7", session="ana", prompt="nuts and bolts", evidence=EvidenceChoice(**choice), generate=False
+        )
+        frames = await read(await service.enhance(request, "me"))
+        return [item.probability for frame in frames if isinstance(frame, ResponseEvidence) for item in frame.items]
+
+    every = await taken(min_share=0)
+    shares = [one / every[0] for one in every]
+    assert shares[-1] < 0.25 < 0.9 < shares[0]
+    assert await taken() == [one for one, share in zip(every, shares, strict=True) if share >= 0.25]
+    assert await taken(min_share=1) == every[:1]
 
 
 async def test_cancel_ends_once_and_stops_the_model(service: Service, model: OpenAIServer) -> None:
