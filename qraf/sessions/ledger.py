@@ -239,6 +239,9 @@ class Ledger:
                 raise RunsElsewhere(record.id, gateway)
         if record is None or record.ended_at is None or self._clock.now() - record.ended_at > self._kept_s:
             return None
+        here = self._responses.find(record.id)
+        if isinstance(here, Followed) and not here.has_ended:  # by another of its names; its end is no news here yet
+            await self._following.refresh(here, seen)
         return self._responses.adopt(record, key or "", after_seq)
 
     async def cancel(self, running: RunsElsewhere) -> None:

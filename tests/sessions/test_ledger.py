@@ -259,3 +259,26 @@ async def test_whoever_asks_for_what_is_followed_gets_no_less_than_the_journal_h
     found = journal.responses.find("acme", response.id)
     assert found is not None
     assert (followed.text, followed.seq, found.seq) == ("ab", 2, 2)
+
+
+async def test_what_is_followed_and_has_ended_has_its_end_for_whoever_asks_by_its_key(
+    journal: Journal, clock: FakeClock
+) -> None:
+    """Somebody else has it followed by its id; this reader has seen more of it over its own gateway."""
+    one, other = ledger(journal, clock), ledger(journal, clock)
+    response = await begun(one)
+    response.is_followed = True
+    response.delta("a", 1)
+    await one._tell([response])
+    followed = other._following.begin(journal.responses.find("acme", response.id), one.name, "")  # type: ignore[arg-type]
+    await other._following.work()
+    for text in "bcd":
+        response.delta(text, 1)
+        response.stamp_all()
+    response.end("completed")
+    one.note(response)
+    await one._flush()
+    found = await other.find("", "acme", key="acme\0001", after_seq=4)
+    assert found is followed
+    assert found is not None
+    assert (found.status, [frame.seq async for frame in found.attach(4).frames()]) == ("completed", [5])
