@@ -54,8 +54,8 @@ class Errands:
         try:
             return done.result(wait_s)
         except TimeoutError:
-            if done.done():
-                raise
+            if done.done():  # it came in this moment, or `work` itself raised a TimeoutError
+                return done.result()
             with self._lock:
                 self._late.add(thread)
             raise TimeoutError(f"no answer in {round(wait_s, 1):g} s") from None
