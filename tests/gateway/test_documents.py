@@ -62,7 +62,8 @@ async def test_both_documents_are_served_and_every_reference_leads_somewhere(htt
 async def test_openapi_lists_every_route_and_its_examples_are_accepted(http) -> None:
     document = (await http.get("/v1/openapi.json")).json()
     assert {"/v1/enhance", "/v1/memory", "/v1/memory/{item_id}", "/v1/sessions", "/metrics"} <= set(document["paths"])
-    await http.post("/v1/sessions", json={"session": "ses_ann"})
+    for session in ("ses_ann", "alice"):
+        await http.post("/v1/sessions", json={"session": session})
     state = (await http.post("/v1/state", json={"named": "bell"})).json()["id"]
     examples = 0
     for path, methods in document["paths"].items():
