@@ -89,6 +89,7 @@ class Response:
         self._ring = ring or RingPool(max_frames=1 << 30, group_bytes=1 << 62, total_bytes=1 << 62).open("")
         self._pinned: dict[int, ServerFrame] = {}  # the first frame and the last
         self._reader: Reader | None = None
+        self._is_orphan = False
 
     @property
     def text(self) -> str:
@@ -213,6 +214,7 @@ class Response:
         """End as one whose gateway died."""
         self.end("failed", "error", error=error_body(GatewayLost(self.id)))
         self.stamp()
+        self._is_orphan = True
 
     def cancel(self, reason: str = "cancelled") -> bool:
         """Stop generating; the reader still gets what waits and the end. Harmless when late; returns whether it ran."""
@@ -230,6 +232,11 @@ class Response:
         """Read on after a frame; an older reader is superseded. See `Reader.result` for what will come."""
         if self._reader is not None:
             self._reader.wake.set()
+        if self._is_orphan and after_seq > self.seq:  # its gateway sent this reader more than anybody here knew
+            self._waiting.append(self._pinned.pop(self.seq))
+            self._ring.drop()
+            self._ring.last = after_seq
+            self.stamp()
         self._reader = Reader(self, after_seq)
         self.left_at = None
         return self._reader

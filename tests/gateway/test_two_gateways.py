@@ -273,6 +273,13 @@ async def test_a_response_whose_gateway_dies_while_another_one_follows_it_ends_o
         assert (more[-1]["status"], more[-1]["error"]["code"]) == ("failed", "gateway_lost")
         _, now = await get(other, seen[0]["response"])
         assert (now["text"], now["seq"], now["status"]) == (text_of(seen + more), more[-1]["seq"], "failed")
+        further = more[-1]["seq"] + 7  # a reader at the one that died may have been there
+        async with resuming(other, seen[0], further) as (wire, resumed):
+            assert resumed["result"] == "replayed"
+            [done] = await wire.until("response.done")
+            assert (done["seq"], done["error"]["code"]) == (further + 1, "gateway_lost")
+        async with resuming(other, seen[0], further + 1) as (_, resumed):
+            assert resumed["result"] == "done"
         async with gateway(model, tmp_path) as third:  # and one that never heard of it
             assert (await get(third, seen[0]["response"]))[1]["text"] == now["text"]
             async with resuming(third, seen[0], seen[-1]["seq"]) as (wire, resumed):
