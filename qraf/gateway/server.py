@@ -15,6 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from qraf.errors import CannotListen, InvalidRequest, LimitExceeded, NotAllowed
 from qraf.gateway.app import create_app
+from qraf.gateway.heads import BoundedHttp
 from qraf.gateway.loopback import is_loopback
 from qraf.gateway.protocol import Close
 from qraf.gateway.room import Held
@@ -67,7 +68,7 @@ class Server:
         limits = self.settings.limits
         config = uvicorn.Config(
             self.app,
-            http="httptools",
+            http=BoundedHttp,
             ws=_WebSocket,
             ws_max_size=_FRAME_SLACK * limits.max_frame_bytes,
             ws_per_message_deflate=False,
