@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from ulid import ULID
 
 from qraf import logs
@@ -90,6 +91,8 @@ class Door:
             return
         try:
             await self._app(scope, receive, sending)
+        except ClientDisconnect:  # in the middle of its body: nobody is there to be answered
+            log.debug("a client went before its request was whole")
         except _Gone as gone:
             log.info("cut off: %s", gone)
             raise

@@ -71,10 +71,11 @@ async def test_heads_and_bodies_that_are_long_but_have_an_end_are_taken(http) ->
     [b"", START, POST + b"content-length: 9\r\n\r\n{", START + b"\r\n\r\n"],
     ids=["nothing", "half a head", "half a body", "an empty line after a request"],
 )
-async def test_a_connection_whose_request_does_not_come_is_closed(models, start) -> None:
+async def test_a_connection_whose_request_does_not_come_is_closed_and_is_no_error(models, start, caplog) -> None:
     async with serving(models, idle_timeout_s=1.0) as server:
         async with Wire(server.url) as wire:
             await answer(server.url, start)
             assert (await wire.ask({"type": "ping", "id": "p"}))["type"] == "pong"
         async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
             assert (await http.get("/health")).status_code == 200
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
