@@ -123,7 +123,7 @@ async def enter(request: Request) -> None:
         refused(request, who, f"{method} {path}", error)
         raise
     request.scope["state"]["principal"] = who
-    state = gateway.service.whole.state
+    state = gateway.service.whole.health.state
     if state == "ready" or ROUTES[method, path] == PUBLIC:
         return
     if state in ("new", "starting") or not (method in _READS or path.endswith("/cancel")):

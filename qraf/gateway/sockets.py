@@ -57,7 +57,7 @@ class Sockets:
             await self._refuse(send, Close.NO_PROTOCOL, f"offer a subprotocol: {' or '.join(SUBPROTOCOLS)}")
             return
         most = self._service.settings.limits.max_connections
-        state = "stopping" if self._is_closing else self._service.whole.state
+        state = "stopping" if self._is_closing else self._service.whole.health.state
         if state != "ready" or len(self._streams) >= most:
             reason = f"max_connections allows {most}; try again later"
             reason = reason if state == "ready" else f"the server is {state}; try again later"

@@ -370,7 +370,7 @@ class Stream:
             self._fail(command.id, error, str(command.__struct_config__.tag))
 
     def _check_ready(self) -> None:
-        state = self._service.whole.state
+        state = self._service.whole.health.state
         if state != "ready":
             raise NotReady(state)
 

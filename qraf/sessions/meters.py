@@ -5,7 +5,7 @@ Base units; no session, item or tenant in a label.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -99,7 +99,7 @@ class Meters:
         self._snapshots_seen: dict[str, tuple[int, SnapshotStats]] = {}  # by host: the epoch and what was counted last
         self._corrected: dict[str, tuple[int, int]] = {}  # by node: the epoch and the count seen last
 
-    def see(self, views: tuple[NodeView, ...]) -> None:
+    def see(self, views: Sequence[NodeView]) -> None:
         """Take the gauges of the network from what the runtime last knew."""
         for view in views:
             self._up.labels(view.node).set(1.0 if view.up else 0.0)

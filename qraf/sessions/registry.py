@@ -139,6 +139,13 @@ class Sessions:
             raise SessionNotFound(session)
         return found
 
+    async def active(self, session: str) -> SessionRecord:
+        """As `get`; raises SessionClosed where it is paused."""
+        record = await self.get(session)
+        if record.state == "paused":
+            raise SessionClosed(session, "it is paused")
+        return record
+
     async def writable(self, session: str) -> SessionRecord:
         """The record of a session that takes writes.
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import msgspec
 from msgspec import UNSET, UnsetType
 
 from qraf import __version__
@@ -17,25 +14,16 @@ from qraf.actors.runtime import Runtime
 from qraf.actors.services import InlineServices, Services
 from qraf.clock import Clock, SystemClock
 from qraf.errors import (
-    GatewayLost,
-    InvalidRequest,
     NodeDown,
-    NotFound,
-    NotReady,
     QrafError,
     SealBroken,
     SessionClosed,
     SessionNotFound,
-    StorageFailed,
 )
 from qraf.filters import validate
 from qraf.frames import (
-    Enhance,
-    GenerateChoice,
-    NodeView,
     Recall,
     RecallDone,
-    ResponseCreated,
     RouteOut,
     SessionOpen,
     SessionOpened,
@@ -44,16 +32,20 @@ from qraf.frames import (
 )
 from qraf.network.placement import item_node, session_node
 from qraf.network.topology import Topology
-from qraf.records import Figures, Filter, ForgetReceipt, Item, collection_memory, session_memory
+from qraf.records import Figures, ForgetReceipt, session_memory
 from qraf.service_orders import OperationView
 from qraf.sessions.accounts import Account, Accounts
+from qraf.sessions.checks import check_budget, check_k, check_text
 from qraf.sessions.enhance import Enhancer
+from qraf.sessions.generators import Generators
+from qraf.sessions.health import Health
+from qraf.sessions.items import Items
 from qraf.sessions.ledger import Ledger
 from qraf.sessions.meters import Meters
 from qraf.sessions.orders import Orders
-from qraf.sessions.recall import Address, Measurement, Recaller, ahead_of, evidence_out
+from qraf.sessions.prompts import Prompts
+from qraf.sessions.recall import Measurement, Recaller, ahead_of, evidence_out
 from qraf.sessions.registry import Sessions
-from qraf.sessions.response import Response
 from qraf.sessions.responses import Responses
 from qraf.sessions.snapshots import order_snapshots
 from qraf.sessions.states import States
@@ -61,8 +53,6 @@ from qraf.sessions.write import Writer
 from qraf.settings import Settings
 from qraf.storage.database import is_in_memory
 from qraf.storage.journal import Journal, SessionRecord
-from qraf.tenants import DEFAULT_TENANT, tenant_of
-from qraf.text.generator import Generator
 from qraf.times import parse_time
 
 __all__ = ["Service"]
@@ -72,7 +62,6 @@ log = logging.getLogger(__name__)
 _KEEP_UP_S = 0.5
 _SWEEP_S = 5.0
 _REAP_S = 0.5
-_MOST_EXPIRED = 1000  # items that are forgotten at a time because their time is over
 
 
 class Service:
@@ -110,21 +99,30 @@ class Service:
             self.meters,
             lambda session, rank: self.configure_session(session, rank=rank),
         )
-        self.enhancer = Enhancer(topology, self.recaller, self.writer, self._generator, clock, self.meters)
+        self.items = Items(journal, runtime, topology, self.sessions, self.recaller)
+        self.generators = Generators(settings.generator, runtime)
+        self.health = Health(topology, runtime, journal, self.accounts.rates, clock)
         self.responses = Responses(clock, settings.limits)
         shared = settings.data / "gateways" if settings.data.is_dir() and not is_in_memory(settings.journal()) else None
         self.ledger = Ledger(journal.responses, self.responses, clock, settings.limits.kept_response_s, shared)
-        self._generators: dict[str, Generator] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._down_since: dict[str, float] = {}
-        self._state, self._state_since = "new", clock.now()
+        self.prompts = Prompts(
+            settings.limits,
+            topology,
+            self.sessions,
+            self.recaller,
+            Enhancer(topology, self.recaller, self.writer, self.generators.of, clock, self.meters),
+            self.responses,
+            self.ledger,
+            self.health,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
 
     # ------------------------------------------------------------------------------------------------ life
     async def start(self) -> None:
         """Start the runtime and what keeps this service up to date; returns when nodes answer."""
-        if self._state != "new":
-            raise RuntimeError(f"a service starts once; this one is {self._state}")
-        self._enter("starting")
+        if self.health.state != "new":
+            raise RuntimeError(f"a service starts once; this one is {self.health.state}")
+        self.health.enter("starting")
         await self.recaller.sample_links(self.settings.data / "links")
         await self.runtime.start()
         await self.states.establish(self.topology.states)
@@ -133,60 +131,42 @@ class Service:
         self.accounts.start()
         await self.ledger.start()
         await self.recaller.refresh()
-        self._own(self._keep_up(), "keep up")
-        self._own(self._sweep(), "sweep")
-        self._own(self._reap(), "reap")
-        if self.state == "starting":  # not told to drain meanwhile
-            self._enter("ready")
-
-    @property
-    def state(self) -> str:
-        """`new`, `starting`, `ready`, `draining`, `closing` or `closed`."""
-        return self._state
+        works = (self._keep_up(), "keep up"), (self._sweep(), "sweep"), (self._reap(), "reap")
+        self._tasks = [asyncio.create_task(work, name=name) for work, name in works]
+        if self.health.state == "starting":  # not told to drain meanwhile
+            self.health.enter("ready")
 
     def drain(self) -> None:
         """Start nothing new from now on: prompts are refused here, other commands by the gateway. What runs goes on.
 
         Twice is harmless.
         """
-        if self._state in ("new", "starting", "ready"):
-            self._enter("draining")
-
-    def _enter(self, state: str) -> None:
-        self._state, self._state_since = state, self.clock.now()
+        if self.health.state in ("new", "starting", "ready"):
+            self.health.enter("draining")
 
     async def close(self) -> None:
         """End the running responses, then everything else; what was acknowledged is in the journal."""
-        if self._state in ("closing", "closed"):
+        if self.health.state in ("closing", "closed"):
             return
-        self._enter("closing")
-        for response in self.responses.all_running():
-            response.cancel("shutdown")
-        for task in tuple(self._tasks):
+        self.health.enter("closing")
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for generator in self._generators.values():
-            await generator.aclose()
+        await asyncio.gather(self.prompts.close(), *self._tasks, return_exceptions=True)
+        await self.generators.close()
         await self.orders.close()
         await self.ledger.close()
         await self.writer.close()
         await self.accounts.close()
         await self.runtime.close()
-        self._enter("closed")
-
-    def _own(self, work: Any, name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        self.health.enter("closed")
 
     async def _keep_up(self) -> None:
         while True:
             try:
-                self._note_health()
+                self.health.see()
                 self.recaller.touch()
                 await self.recaller.refresh()
-                self.meters.see(self.network())
+                self.meters.see(self.runtime.views())
                 self.meters.see_snapshots(self.runtime.snapshots())
                 self.meters.rates_alone.set(self.accounts.rates.away is not None)
                 self.meters.restarts.set(sum(self.runtime.restarts.values()))
@@ -210,38 +190,9 @@ class Service:
                 for session in await self.sessions.expired():
                     with contextlib.suppress(SessionNotFound):  # another gateway was quicker
                         await self.delete_session(session)
-                await self._forget_expired()
+                await self.items.forget_expired()
             except Exception:
                 log.exception("the sweep failed")
-
-    async def _forget_expired(self) -> None:
-        while expired := await asyncio.to_thread(self.journal.expired, _MOST_EXPIRED):
-            by_memory: dict[str, list[int]] = {}
-            for memory, seq in expired:
-                by_memory.setdefault(memory, []).append(seq)
-            for memory, seqs in by_memory.items():
-                await self._forget(memory, seqs)
-            if len(expired) < _MOST_EXPIRED:
-                break
-
-    def _note_health(self) -> None:
-        now = self.clock.now()
-        for node, health in self.runtime.health.items():
-            if health.up:
-                self._down_since.pop(node, None)
-            else:
-                self._down_since.setdefault(node, now)
-
-    def _generator(self, node: str) -> Generator:
-        if node not in self._generators:
-            away = self.runtime.leases(node)
-            self._generators[node] = Generator(
-                lambda: self.runtime.endpoint(node),
-                self.settings.generator,
-                lease=None if away is None else away.lease,
-                slots=None if away is None else away.slots,
-            )
-        return self._generators[node]
 
     # ------------------------------------------------------------------------------------------------ commands
     async def open_session(self, request: SessionOpen) -> SessionOpened:
@@ -277,7 +228,7 @@ class Service:
     ) -> WriteDone:
         """Write items: durable and absorbed on return; `when_queued` is called if they have to wait for room."""
         if request.session is not None:
-            await self._session(request.session)
+            await self.sessions.active(request.session)
         started = self.clock.monotonic()
         result = await self.writer.write(
             session=request.session,
@@ -300,13 +251,13 @@ class Service:
     async def recall(self, request: Recall) -> RecallDone:
         """Evidence for a text."""
         started = self.clock.monotonic()
-        self._check_text(request.text, "/text")
-        self._check_k(request.k, "/k")
-        _check_budget(request.token_budget, "/token_budget")
+        check_text(request.text, self.settings.limits, "/text")
+        check_k(request.k, self.settings.limits, "/k")
+        check_budget(request.token_budget, "/token_budget")
         if request.filter is not None:
             validate(request.filter)
         if request.session is not None:
-            await self._session(request.session)
+            await self.sessions.active(request.session)
         address = self.recaller.address(request.session, request.collections)
         as_of = None if request.as_of is None else parse_time(request.as_of, "/as_of")
         prompt = await self.recaller.prepare(request.text, address)
@@ -337,119 +288,21 @@ class Service:
             ms=(self.clock.monotonic() - started) * 1000,
         )
 
-    async def enhance(self, request: Enhance, owner: str, account: Account | None = None) -> Response:
-        """Start a response, or find the one that was started with the same key; `Response.attach` reads it.
-
-        Raises:
-            LimitExceeded: too many run. NotReady: the server starts or stops.
-            RateExceeded, QuotaExceeded: `account` may not have more now.
-            InvalidRequest, SessionNotFound, SessionClosed: nothing was started.
-        """
-        started = self._started(request)
-        if started is not None:
-            return started
-        if self._state != "ready":
-            raise NotReady(self.state)
-        self._check_text(request.prompt, "/prompt")
-        self._check_k(request.evidence.k, "/evidence/k")
-        _check_budget(request.evidence.token_budget, "/evidence/token_budget")
-        if request.evidence.filter is not None:
-            validate(request.evidence.filter)
-        if request.evidence.as_of is not None:
-            parse_time(request.evidence.as_of, "/evidence/as_of")
-        self._check_generate(request)
-        if request.remember and request.session is None:
-            raise InvalidRequest("`remember` needs a `session` to write to", "/remember")
-        if request.session is not None:
-            await self._session(request.session)
-        address: Address = self.recaller.address(request.session, request.collections)
-        if account is not None and request.generate is not False:
-            await account.check_tokens()
-        elsewhere = await self._begun_elsewhere(request, tenant_of(owner)) if request.again else None
-        started = self._started(request) or elsewhere  # the same command may have come twice meanwhile
-        if started is not None:
-            return started
-        if account is not None:
-            await account.enter("responses")
-        try:
-            started = self._started(request)  # that may have waited, too
-            response = started or self.responses.create(request.id, owner, session=request.session, key=request.key)
-        except QrafError:
-            if account is not None:
-                account.leave("responses")
-            raise
-        if started is not None:
-            if account is not None:
-                account.leave("responses")
-            return started
-        response.request = _digest(request) if request.key else b""
-        response.model = (isinstance(request.generate, GenerateChoice) and request.generate.model) or ""
-        # before the task runs: one that is cancelled at once answers its command, too
-        response.emit(
-            ResponseCreated(
-                stream=response.stream,
-                seq=0,
-                id=response.command_id,
-                response=response.id,
-                model=response.model,
-                epoch=response.epoch,
-            )
-        )
-        task = self._own(self.enhancer.run(response, request, address, account), f"response {response.id}")
-        response.task = task
-        # a task that is cancelled before its first step runs no `finally`
-        task.add_done_callback(lambda _: self._ended(response, account))
-        self.ledger.note(response)
-        return response
-
-    def _ended(self, response: Response, account: Account | None) -> None:
-        if account is not None:
-            account.leave("responses")
-        response.end("cancelled", response.cancel_reason or "cancelled")
-        self.ledger.note(response)
-
-    async def _begun_elsewhere(self, request: Enhance, tenant: str) -> Response | None:
-        """The response that another gateway began with this key; None also where its gateway died, or nobody knows."""
-        try:
-            found = None if request.key is None else await self.ledger.find("", tenant, key=request.key)
-        except StorageFailed as error:
-            log.warning("a prompt may run a second time: %s", error)
-            return None
-        if found is None or (found.error is not None and found.error.code == GatewayLost.code):
-            return None
-        if found.request != _digest(request):
-            raise InvalidRequest("was used for another request already", "/key")
-        return found
-
-    def _started(self, request: Enhance) -> Response | None:
-        found = None if request.key is None else self.responses.of_key(request.key)
-        if found is not None and found.request != _digest(request):
-            raise InvalidRequest("was used for another request already", "/key")
-        return found
-
-    def response(self, target: str, owner: str | None = None) -> Response | None:
-        """A response by id, stream, key, or the owner's command id."""
-        return self.responses.find(target, owner)
+    async def route(
+        self,
+        prompt: str,
+        max_visits: int | None = None,
+        explain: bool = False,
+        session: str | None = None,
+        collections: Sequence[str] | None = None,
+    ) -> RouteOut:
+        """Where a prompt would go, without measuring anything; `collections` left out: all of the topology."""
+        check_text(prompt, self.settings.limits, "/prompt")
+        address = self.recaller.address(session, collections)
+        prepared = await self.recaller.prepare(prompt, address)
+        return await self.recaller.route(prepared, address, max_visits=max_visits, explain=explain)
 
     # ------------------------------------------------------------------------------------------------ sessions
-    async def list_sessions(
-        self, cursor: str | None, limit: int, tenant: str = DEFAULT_TENANT
-    ) -> tuple[list[SessionRecord], str | None]:
-        """A page of a tenant's sessions."""
-        return await self.sessions.list(cursor, limit, tenant)
-
-    async def get_session(self, session: str) -> SessionRecord:
-        """A session's record; raises SessionNotFound."""
-        return await self.sessions.get(session)
-
-    async def pause_session(self, session: str) -> SessionRecord:
-        """Refuse writes and prompts until it is resumed."""
-        return await self.sessions.pause(session)
-
-    async def resume_session(self, session: str) -> SessionRecord:
-        """Accept writes and prompts again."""
-        return await self.sessions.resume(session)
-
     async def configure_session(
         self,
         session: str,
@@ -504,201 +357,8 @@ class Service:
         """
         wanted: list[tuple[str, str]] | None = None
         if session is not None or collection is not None:
-            memory = await self._memory(session, collection)
+            memory = await self.items.memory(session, collection)
             nodes = self.topology.holders(collection) if collection else (session_node(self.topology, session or ""),)
             wanted = [(node, memory) for node in nodes]
         settings = self.settings.snapshots_here()
         return await order_snapshots(self.runtime, settings, self.orders.operations, tenant, wanted)
-
-    # ------------------------------------------------------------------------------------------------ items
-    async def get_item(self, session: str | None, collection: str | None, item_id: str) -> Item:
-        """One item with its text; raises NotFound."""
-        memory = await self._memory(session, collection)
-        item = await asyncio.to_thread(self.journal.find, memory, item_id)
-        if item is None:
-            raise NotFound("item", item_id)
-        return item
-
-    async def list_items(
-        self, session: str | None, collection: str | None, cursor: str | None, limit: int, filter: Filter | None = None
-    ) -> tuple[list[Item], str | None]:
-        """A page of items in the order they were written."""
-        if filter is not None:
-            validate(filter)
-        memory = await self._memory(session, collection)
-        return await asyncio.to_thread(self.journal.page, memory, cursor, limit, filter)
-
-    async def delete_item(
-        self, session: str | None, collection: str | None, item_id: str, dry_run: bool = False
-    ) -> ForgetReceipt:
-        """Forget one item; with `dry_run`, see only whether it is there; raises NotFound."""
-        item = await self.get_item(session, collection, item_id)
-        memory = await self._memory(session, collection)
-        if dry_run:
-            name = memory[2:]
-            node = session_node(self.topology, name) if session is not None else item_node(self.topology, name, item_id)
-            figures = await self.runtime.figures(node, memory)
-            return ForgetReceipt(memory, 1, figures, figures)
-        receipts = await self._forget(memory, [item.seq])
-        return next(
-            (receipt for receipt in receipts if receipt.forgotten), ForgetReceipt(memory, 1, Figures(), Figures())
-        )
-
-    async def forget(
-        self, session: str | None, collection: str | None, filter: Filter, dry_run: bool = False
-    ) -> tuple[int, list[ForgetReceipt]]:
-        """Forget every item that matches; with `dry_run`, count them only."""
-        validate(filter)
-        memory = await self._memory(session, collection)
-        seqs: list[int] = []
-        cursor: str | None = None
-        while True:
-            page, cursor = await asyncio.to_thread(self.journal.page, memory, cursor, 200, filter)
-            seqs += [item.seq for item in page]
-            if cursor is None:
-                break
-        if dry_run or not seqs:
-            return len(seqs), []
-        return len(seqs), await self._forget(memory, seqs)
-
-    async def _forget(self, memory: str, seqs: Sequence[int]) -> list[ForgetReceipt]:
-        name = memory[2:]
-        nodes = (session_node(self.topology, name),) if memory.startswith("s/") else self.topology.holders(name)
-        for (
-            node
-        ) in nodes:  # a memory that nobody has asked since the start is opened while it has the items: for `before`
-            with contextlib.suppress(QrafError):
-                await self.runtime.figures(node, memory)
-        # the journal first: whatever dies after this, a rebuilt memory does not know the items any more
-        await asyncio.to_thread(self.journal.tombstone, memory, seqs)
-        receipts = []
-        for node in nodes:  # each forgets what it has of them
-            try:
-                receipts.append(await self.runtime.forget(node, memory, seqs))
-            except QrafError as error:
-                log.warning("node %s rebuilds without what was forgotten: %s", node, error)
-        self.recaller.touch()
-        return receipts
-
-    # ------------------------------------------------------------------------------------------------ network
-    async def route(
-        self,
-        prompt: str,
-        max_visits: int | None = None,
-        explain: bool = False,
-        session: str | None = None,
-        collections: Sequence[str] | None = None,
-    ) -> RouteOut:
-        """Where a prompt would go, without measuring anything; `collections` left out: all of the topology."""
-        self._check_text(prompt, "/prompt")
-        address = self.recaller.address(session, collections)
-        prepared = await self.recaller.prepare(prompt, address)
-        return await self.recaller.route(prepared, address, max_visits=max_visits, explain=explain)
-
-    def network(self) -> tuple[NodeView, ...]:
-        """Every node as the runtime last knew it."""
-        return tuple(self.runtime.views())
-
-    def health(self) -> dict[str, Any]:
-        """Whether the server can do its work, and what is degraded since when."""
-        self._note_health()
-        degraded: list[dict[str, Any]] = []
-        if self._state != "ready":
-            degraded.append({"what": "server", "since": self._state_since, "detail": self._state})
-        is_needed = False
-        for node, since in sorted(self._down_since.items()):
-            needed = self._is_needed(node)
-            detail = "down; it is being restarted" if needed else "down; others do its work meanwhile"
-            degraded.append({"what": f"node {node}", "since": since, "detail": detail})
-            is_needed |= needed
-        ready = self._state == "ready" and not is_needed
-        if (away := self.journal.away) is not None:  # recall works without it, so prompts may still be sent here
-            degraded.append({"what": "journal", "since": away.since, "detail": f"writes are refused: {away.reason}"})
-        if (alone := self.accounts.rates.away) is not None:
-            detail = (
-                f"rates, sockets and responses are counted by this gateway alone: Redis does not answer: {alone[1]}"
-            )
-            degraded.append({"what": "rates", "since": alone[0], "detail": detail})
-        broken = self.journal.broken
-        if stopped := max(len(broken), sum(view.stopped for view in self.runtime.views())):
-            since = min(broken.values(), default=self.clock.now())
-            detail = f"{stopped} memories are stopped: rows of theirs do not open; the log names them"
-            degraded.append({"what": "seals", "since": since, "detail": detail})
-        if failing := [one for _, one in self.runtime.snapshots().values() if one.failing_since]:
-            first = min(failing, key=lambda one: one.failing_since)
-            detail = f"snapshots cannot be made, a restart takes longer: {first.reason}"
-            degraded.append({"what": "snapshots", "since": first.failing_since, "detail": detail})
-        return {"ready": ready, "state": self._state, "degraded": degraded, "processes": self.runtime.processes()}
-
-    def _is_needed(self, node: str) -> bool:
-        """Whether work is left undone while this node is down: another generator can stand in, nothing else can."""
-        spec = self.topology.node(node)
-        if spec.role != "generator":
-            return True
-        others = (one.name for one in self.topology.generators() if one.name != node)
-        return all(other in self._down_since for other in others)
-
-    # ------------------------------------------------------------------------------------------------ checks
-    async def _session(self, session: str) -> SessionRecord:
-        record = await self.sessions.get(session)
-        if record.state == "paused":
-            raise SessionClosed(session, "it is paused")
-        return record
-
-    async def _memory(self, session: str | None, collection: str | None) -> str:
-        if (session is None) == (collection is None):
-            raise InvalidRequest("name exactly one of `session` and `collection`", "/session")
-        if session is not None:
-            await self.sessions.get(session)
-            return session_memory(session)
-        if not self.topology.holders(collection or ""):
-            raise NotFound("collection", collection or "")
-        return collection_memory(collection or "")
-
-    def _check_text(self, text: str, pointer: str) -> None:
-        if not text.strip():
-            raise InvalidRequest("must not be empty", pointer)
-        size = len(text.encode("utf-8", "surrogatepass"))
-        if size > self.settings.limits.max_prompt_bytes:
-            raise InvalidRequest(f"may have {self.settings.limits.max_prompt_bytes} bytes, but has {size}", pointer)
-        if any("\ud800" <= char <= "\udfff" for char in text):
-            raise InvalidRequest("must be valid Unicode, but has a lone surrogate", pointer)
-
-    def _check_k(self, k: int, pointer: str) -> None:
-        if not 1 <= k <= self.settings.limits.max_k:
-            raise InvalidRequest(f"must be 1 to {self.settings.limits.max_k}, but is {k}", pointer)
-
-    def _check_generate(self, request: Enhance) -> None:
-        choice = request.generate
-        if not isinstance(choice, GenerateChoice):
-            return
-        bounds: tuple[tuple[str, float, float, float], ...] = (
-            ("max_tokens", choice.max_tokens, 1, self.settings.limits.max_tokens),
-            ("temperature", choice.temperature, 0.0, 2.0),
-            ("top_p", choice.top_p, 0.0, 1.0),
-        )
-        for name, value, low, high in bounds:
-            if not low <= value <= high:
-                raise InvalidRequest(f"must be {low:g} to {high:g}, but is {value:g}", f"/generate/{name}")
-        if len(choice.stop) > 8 or any(not stop for stop in choice.stop):
-            raise InvalidRequest("must be at most 8 strings, none empty", "/generate/stop")
-        if choice.model is not None:
-            known = {name for node in self.topology.generators() for name in (node.name, node.model) if name}
-            if choice.model not in known:
-                raise InvalidRequest(
-                    f"no generator '{choice.model}'; there are: {', '.join(sorted(known)) or 'none'}", "/generate/model"
-                )
-        if request.metrics is not None and request.metrics.every_ms < 100:
-            raise InvalidRequest("must be at least 100", "/metrics/every_ms")
-
-
-def _check_budget(budget: int | None, pointer: str) -> None:
-    if budget is not None and budget < 1:
-        raise InvalidRequest(f"must be at least 1, but is {budget}", pointer)
-
-
-def _digest(request: Enhance) -> bytes:
-    """What a key stands for, in 16 bytes."""
-    return hashlib.blake2b(
-        msgspec.json.encode(msgspec.structs.replace(request, id="", again=False)), digest_size=16
-    ).digest()

@@ -107,7 +107,7 @@ class TenantService:
         return await self.whole.recall(request)
 
     async def enhance(self, request: Enhance, owner: str) -> Response:
-        """As `Service.enhance`; the response is the tenant's."""
+        """As `Prompts.start`; the response is the tenant's."""
         session, key = self._session(request.session), request.key
         asked = request.collections
         if asked is None and self.tenant != DEFAULT_TENANT:
@@ -115,12 +115,12 @@ class TenantService:
         changes: dict[str, Any] = {"session": session, "collections": self._collections(asked)}
         changes["key"] = None if key is None else self._key(key)
         request = msgspec.structs.replace(request, **changes)
-        return await self.whole.enhance(request, inside(self.tenant, owner), self.account)
+        return await self.whole.prompts.start(request, inside(self.tenant, owner), self.account)
 
     def response(self, target: str, owner: str | None = None) -> Response | None:
         """The tenant's response by id, stream, key, or the owner's command id."""
         for name in (target, self._key(target)):
-            found = self.whole.response(name, None if owner is None else inside(self.tenant, owner))
+            found = self.whole.responses.find(name, None if owner is None else inside(self.tenant, owner))
             if found is not None and tenant_of(found.owner) == self.tenant:
                 return found
         return None
@@ -156,20 +156,20 @@ class TenantService:
     # ------------------------------------------------------------------------------------------------ sessions
     async def list_sessions(self, cursor: str | None, limit: int) -> tuple[list[SessionRecord], str | None]:
         """A page of the tenant's sessions."""
-        records, cursor = await self.whole.list_sessions(cursor, limit, self.tenant)
+        records, cursor = await self.whole.sessions.list(cursor, limit, self.tenant)
         return [_plain(record) for record in records], cursor
 
     async def get_session(self, session: str) -> SessionRecord:
         """A session's record; raises SessionNotFound."""
-        return _plain(await self.whole.get_session(self._named(session)))
+        return _plain(await self.whole.sessions.get(self._named(session)))
 
     async def pause_session(self, session: str) -> SessionRecord:
         """Refuse writes and prompts until it is resumed."""
-        return _plain(await self.whole.pause_session(self._named(session)))
+        return _plain(await self.whole.sessions.pause(self._named(session)))
 
     async def resume_session(self, session: str) -> SessionRecord:
         """Accept writes and prompts again."""
-        return _plain(await self.whole.resume_session(self._named(session)))
+        return _plain(await self.whole.sessions.resume(self._named(session)))
 
     async def configure_session(
         self,
@@ -200,28 +200,28 @@ class TenantService:
     # ------------------------------------------------------------------------------------------------ items
     async def get_item(self, session: str | None, collection: str | None, item_id: str) -> Item:
         """One item with its text; raises NotFound."""
-        return await self.whole.get_item(self._session(session), self._collection(collection), item_id)
+        return await self.whole.items.get(self._session(session), self._collection(collection), item_id)
 
     async def list_items(
         self, session: str | None, collection: str | None, cursor: str | None, limit: int, filter: Filter | None = None
     ) -> tuple[list[Item], str | None]:
         """A page of items in the order they were written."""
         memory = self._session(session), self._collection(collection)
-        return await self.whole.list_items(*memory, cursor, limit, filter)
+        return await self.whole.items.page(*memory, cursor, limit, filter)
 
     async def delete_item(
         self, session: str | None, collection: str | None, item_id: str, dry_run: bool = False
     ) -> ForgetReceipt:
-        """As `Service.delete_item`."""
+        """As `Items.delete`."""
         memory = self._session(session), self._collection(collection)
-        return _receipt(await self.whole.delete_item(*memory, item_id, dry_run))
+        return _receipt(await self.whole.items.delete(*memory, item_id, dry_run))
 
     async def forget(
         self, session: str | None, collection: str | None, filter: Filter, dry_run: bool = False
     ) -> tuple[int, list[ForgetReceipt]]:
         """Forget every item that matches; with `dry_run`, count them only."""
         memory = self._session(session), self._collection(collection)
-        count, receipts = await self.whole.forget(*memory, filter, dry_run)
+        count, receipts = await self.whole.items.forget(*memory, filter, dry_run)
         return count, [_receipt(one) for one in receipts]
 
     # ------------------------------------------------------------------------------------------------ network
@@ -234,7 +234,7 @@ class TenantService:
 
     def network(self) -> tuple[NodeView, ...]:
         """Every node as the runtime last knew it: sums over all tenants, for those who operate the server."""
-        return self.whole.network()
+        return tuple(self.whole.runtime.views())
 
     # ------------------------------------------------------------------------------------------------ names
     def _named(self, session: str) -> str:

@@ -95,7 +95,7 @@ async def test_a_gap_is_filled_with_the_text_that_the_server_has(model: OpenAISe
                 proxy.cut()
                 for _ in range(20):  # while the client is away somebody asks for the text, so the ring moves on
                     await asyncio.sleep(0.01)
-                    server.service.response(response.id).snapshot()
+                    server.service.responses.find(response.id).snapshot()
                 proxy.is_refusing = False
         assert response.text == model.script.text(600)
         assert response.gaps == 1
@@ -144,7 +144,7 @@ async def test_a_newer_connection_ends_the_older_client_for_good(model: OpenAISe
         response = old.enhance("Go on.", generate={"max_tokens": 2000})
         frames = aiter(response)
         await anext(frames)
-        server.service.response(response.id).attach()
+        server.service.responses.find(response.id).attach()
         with pytest.raises(ConnectionLost) as lost:
             async for _ in frames:
                 pass

@@ -91,10 +91,10 @@ class World:
             if tasks:
                 await asyncio.wait(tasks)
         for heard in known.responses.values():
-            response = service.response(heard.stream)
+            response = service.responses.find(heard.stream)
             if response is not None and heard.status not in ("", response.status):
                 raise Broken(f"{heard.stream} was told {heard.status}, and is {response.status}")
-        for session in (await service.list_sessions(None, 200))[0]:
+        for session in (await service.sessions.list(None, 200))[0]:
             await service.delete_session(session.id)
         while states := (await service.states.page(None, 200))[0]:
             await service.states.order(StateDelete(ids=tuple(one.id for one in states)))
@@ -145,7 +145,7 @@ async def world(data: Path) -> AsyncIterator[World]:
     runtime = LocalRuntime(network, settings, journal, encoder=lambda: HashEncoder(network.dim))
     service = Service(settings, network, journal, runtime)
     model = ScriptedModel()
-    service._generators["writer"] = model  # type: ignore[assignment]
+    service.generators._by_node["writer"] = model  # type: ignore[assignment]
     await service.start()
     app = create_app(service, settings)
     gc.collect()

@@ -251,7 +251,7 @@ async def test_an_unexpected_failure_says_nothing_but_its_request(http, server, 
     async def broken(*_: object) -> None:
         raise RuntimeError("secret of the house")
 
-    monkeypatch.setattr(server.service, "list_sessions", broken)
+    monkeypatch.setattr(server.service.sessions, "list", broken)
     with captured() as log:
         document = problem(await http.get("/v1/sessions"), 500, "internal")
     assert "secret" not in json.dumps(document)
@@ -264,7 +264,7 @@ async def test_a_limit_tells_when_to_come_again(http, server, monkeypatch) -> No
     async def full(*_: object, **__: object) -> None:
         raise LimitExceeded("max_running_responses", 1, 2, retry_after_ms=1500)
 
-    monkeypatch.setattr(server.service, "enhance", full)
+    monkeypatch.setattr(server.service.prompts, "start", full)
     response = await http.post("/v1/enhance", json={"prompt": "x"})
     assert problem(response, 429, "limit_exceeded")["retry_after_ms"] == 1500
     assert response.headers["retry-after"] == "2"
@@ -377,7 +377,8 @@ async def test_health_is_at_the_root_and_under_v1(http, prefix) -> None:
 
 async def test_not_ready_is_503_and_says_what_is_degraded(http, server, monkeypatch) -> None:
     degraded = [{"what": "node desk", "since": 0.0, "detail": "down"}]
-    monkeypatch.setattr(server.service, "health", lambda: {"ready": False, "state": "ready", "degraded": degraded})
+    told = {"ready": False, "state": "ready", "degraded": degraded}
+    monkeypatch.setattr(server.service.health, "report", lambda: told)
     response = await http.get("/health/ready")
     assert response.status_code == 503
     assert response.json()["degraded"][0]["since"] == "1970-01-01T00:00:00Z"

@@ -81,7 +81,7 @@ async def test_leaving_is_not_cancelling_until_the_grace_is_over(model) -> None:
         got = model.produced
         await eventually(lambda: model.produced > got + 20)
         assert model.running == 1
-        response = server.service.response(seen[0]["response"])
+        response = server.service.responses.find(seen[0]["response"])
         await eventually(lambda: response.has_ended)
         stopped = model.produced
         assert (response.status, response.finish_reason) == ("cancelled", "disconnected")
@@ -120,7 +120,7 @@ async def test_a_newer_connection_supersedes_and_the_other_streams_of_the_older_
             assert resumed["result"] == "replayed"
             assert await old.closed() == 4009
             assert (await wire.until("response.delta"))[0] == created["e"]
-            assert not server.service.response(created["f"]["response"]).has_ended
+            assert not server.service.responses.find(created["f"]["response"]).has_ended
             async with resuming(server, created["f"], 0) as (third, _):
                 assert (await third.until("response.delta"))[0] == created["f"]
         assert 'qraf_ws_closes_total{code="4009"} 1.0' in await metrics(server)
@@ -133,7 +133,7 @@ async def test_what_is_not_known_is_expired(model) -> None:
             assert resumed["result"] == "expired"
         async with resuming(server, seen[0], 1, stream=seen[0]["response"]) as (_, resumed):
             assert resumed["result"] == "expired"
-        await eventually(lambda: server.service.response(seen[0]["response"]).has_ended)
+        await eventually(lambda: server.service.responses.find(seen[0]["response"]).has_ended)
         await asyncio.sleep(0.1)
         server.service.responses.sweep()
         async with resuming(server, seen[0], 1) as (_, resumed):

@@ -111,7 +111,7 @@ async def test_a_client_that_goes_for_good_stops_the_model_within_a_token(model)
         wire.ws.transport.abort()
         await eventually(lambda: model.running == 0)
         assert model.produced <= got + 2
-        response = server.service.response(created["response"])
+        response = server.service.responses.find(created["response"])
         await eventually(lambda: response.status == "cancelled")
         assert response.finish_reason == "disconnected"
 
@@ -329,7 +329,7 @@ async def test_our_own_fault_is_an_error_without_words_or_at_worst_1011(wire, se
     def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(server.service, "response", broken)
+    monkeypatch.setattr(server.service.responses, "find", broken)
     error = await wire.ask({"type": "cancel", "id": "c", "target": "x"})
     assert error["error"] == {
         "code": "internal",
@@ -358,7 +358,7 @@ async def test_no_task_but_the_response_outlives_its_connection(server, model) -
         frames = await wire.until("response.delta")
     [created] = [frame for frame in frames if frame["type"] == "response.created"]
     await eventually(lambda: left() == {f"response {created['response']}"})
-    server.service.response(created["response"]).cancel()
+    server.service.responses.find(created["response"]).cancel()
     await eventually(lambda: not left())
 
 

@@ -174,7 +174,7 @@ async def test_a_gap_over_another_gateway_is_filled_as_the_protocol_says(model, 
     async with two(model, tmp_path) as (one, other):
         seen = await cut_off(one, model, until=2)
         await eventually(lambda: model.produced > 60)
-        one.service.response(seen[0]["response"]).snapshot()
+        one.service.responses.find(seen[0]["response"]).snapshot()
         await noted(one, seen[0]["response"], "running")
         monkeypatch.setattr(ledger, "_MOST_FRAMES", 400)  # a few frames
         async with resuming(other, seen[0], 1) as (wire, resumed):
@@ -320,17 +320,17 @@ async def test_one_that_is_awaited_at_another_gateway_is_not_taken_for_left(mode
     model.script = Script(num_tokens=2000, tokens_per_s=100)
     async with two(model, tmp_path) as (one, other):
         seen = await cut_off(one, model)
-        running = one.service.response(seen[0]["response"])
+        running = one.service.responses.find(seen[0]["response"])
         await eventually(lambda: running.left_at is not None)
         running.left_at -= 50.0
         left_at = running.left_at
         await noted(one, running.id, "running")
         assert (await get(other, running.id))[0] == 200
         assert running.left_at > left_at + 40
-        followed = other.service.response(running.id)
+        followed = other.service.responses.find(running.id)
         assert followed.is_elsewhere
         followed.left_at -= 20.0  # nobody asks for it any more
-        await eventually(lambda: other.service.response(running.id) is None)
+        await eventually(lambda: other.service.responses.find(running.id) is None)
         assert not running.has_ended
         running.cancel()
 

@@ -57,13 +57,13 @@ async def test_a_moved_row_stops_its_memory_and_nothing_else(tmp_path: Path) -> 
             await service.write(Write(id="3", session="bo", items=(WireItem(item_id="n", text="more"),)))
         found = await service.recall(Recall(id="4", session="cy", text="Who is allergic to nuts?"))
         assert found.evidence[0].text == TEXT
-        health = service.health()
+        health = service.health.report()
         assert health["ready"]
         assert [one["what"] for one in health["degraded"]] == ["seals"]
-        assert len((await service.list_sessions(None, 10))[0]) == 3
+        assert len((await service.sessions.list(None, 10))[0]) == 3
         await service.delete_session("bo")
         await service.delete_session("ana")  # its metadata cannot be read
-        assert service.health()["degraded"] == []
+        assert service.health.report()["degraded"] == []
     finally:
         await service.close()
         journal.close()

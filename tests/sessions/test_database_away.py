@@ -53,13 +53,13 @@ async def test_recall_works_and_writes_say_when_to_try_again(relay, tmp_path, mo
                 found = await service.recall(Recall(id=f"r{round_}", session="ana", text="Who is allergic to nuts?"))
                 assert [one.text for one in found.evidence] == ["I am allergic to nuts."]
                 await asyncio.sleep(0.4)  # the session's record is older than a second by the last round
-            assert [one["what"] for one in service.health()["degraded"]] == ["journal"]
+            assert [one["what"] for one in service.health.report()["degraded"]] == ["journal"]
             relay.is_open = True
             await asyncio.sleep(line.REST_S)
             assert (await service.write(write("b", "The train leaves at nine."))).accepted == 1
             found = await service.recall(Recall(id="9", session="ana", text="When does the train leave?"))
             assert found.evidence[0].text == "The train leaves at nine."
-            assert service.health()["degraded"] == []
+            assert service.health.report()["degraded"] == []
         finally:
             await service.close()
             journal.close()

@@ -44,10 +44,10 @@ def raw(service: Service) -> str:
 async def gone(service: Service) -> None:
     found = await service.recall(Recall(id="r", session="ana", text=AWAY, k=50))
     assert [item for item in found.evidence if "xylophone" in item.text] == []
-    items, _ = await service.list_items("ana", None, None, 100)
+    items, _ = await service.items.page("ana", None, None, 100)
     assert [item for item in items if item.text == AWAY] == []
     with pytest.raises(NotFound):
-        await service.get_item("ana", None, "away")
+        await service.items.get("ana", None, "away")
     assert "xylophone" not in raw(service)
 
 
@@ -58,12 +58,12 @@ async def write_away(service: Service, **fields) -> None:
 
 
 async def by_item(service: Service, dry_run: bool = False):
-    return await service.delete_item("ana", None, "away", dry_run)
+    return await service.items.delete("ana", None, "away", dry_run)
 
 
 async def by_filter(service: Service, dry_run: bool = False):
     which = Filter(field="item_id", eq="away")
-    count, receipts = await service.forget("ana", None, which, dry_run)
+    count, receipts = await service.items.forget("ana", None, which, dry_run)
     assert count == 1
     return receipts[0] if receipts else None
 
@@ -87,7 +87,7 @@ async def test_what_is_forgotten_is_not_advertised(service: Service, how) -> Non
     assert with_it[2] == 4
     assert with_it[0] != without[0]
     await how(service, dry_run=True)
-    assert (await service.get_item("ana", None, "away")).text == AWAY
+    assert (await service.items.get("ana", None, "away")).text == AWAY
     receipt = await how(service)
     assert (receipt.forgotten, receipt.before.items, receipt.after.items) == (1, 4, 3)
     bitmap, mean, items = await advertised(service)
@@ -100,7 +100,7 @@ async def test_the_last_item_of_a_memory_leaves_an_empty_advertisement(service: 
     await filled(service, texts=NUTS[:1])
     bitmap, mean, items = await advertised(service)
     assert (any(bitmap), bool(np.any(mean)), items) == (True, True, 1)
-    await service.delete_item("ana", None, "i0")
+    await service.items.delete("ana", None, "i0")
     assert (await service.figures("ana")).items == 0
     bitmap, mean, items = await advertised(service)
     assert (any(bitmap), bool(np.any(mean)), items) == (False, False, 0)
@@ -122,7 +122,7 @@ async def test_an_erased_session_is_known_no_more(service: Service, clock: FakeC
     assert service.recaller.router._advertised._pooled is None
     assert "xylophone" not in raw(service)
     with pytest.raises(SessionNotFound):
-        await service.list_items("ana", None, None, 10)
+        await service.items.page("ana", None, None, 10)
 
 
 async def test_what_has_expired_is_removed_and_not_only_hidden(service: Service, clock: FakeClock) -> None:
@@ -131,7 +131,7 @@ async def test_what_has_expired_is_removed_and_not_only_hidden(service: Service,
     await write_away(service, ttl_s=60, pin=True)
     assert (await advertised(service))[2] == 4
     clock.advance(61)
-    await service._forget_expired()
+    await service.items.forget_expired()
     assert (await service.figures("ana")).items == 3
     bitmap, mean, items = await advertised(service)
     assert (bitmap, items) == (without[0], 3)
@@ -151,7 +151,7 @@ async def test_a_node_that_is_down_is_not_advertised_with_what_was_forgotten(ser
         return await ask(host, method, *args, **kwargs)
 
     monkeypatch.setattr(service.runtime, "_ask", down)
-    await service.delete_item("ana", None, "away")
+    await service.items.delete("ana", None, "away")
     assert await advertised(service) is None
     assert "xylophone" not in raw(service)
 
@@ -159,10 +159,10 @@ async def test_a_node_that_is_down_is_not_advertised_with_what_was_forgotten(ser
 async def test_a_generator_that_another_stands_in_for_is_not_needed(service: Service) -> None:
     health, nodes = service.runtime.health, dict(service.topology.nodes)
     health["writer"] = replace(health["writer"], up=False)
-    assert not service.health()["ready"]
+    assert not service.health.report()["ready"]
     nodes["second"] = replace(nodes["writer"], name="second")
-    service.topology = replace(service.topology, nodes=nodes)
-    told = service.health()
+    service.health._topology = replace(service.topology, nodes=nodes)
+    told = service.health.report()
     assert (told["ready"], told["degraded"][0]["what"]) == (True, "node writer")
     since = told["degraded"][0]["since"]
-    assert service.health()["degraded"][0]["since"] == since
+    assert service.health.report()["degraded"][0]["since"] == since

@@ -93,7 +93,7 @@ async def test_the_words_of_a_prompt_cross_exactly(service: Service) -> None:
 
 async def test_hops_name_the_links_on_their_way_and_the_counter_counts_expected_corrections(service: Service) -> None:
     assert corrections(service) == 0
-    response = await service.enhance(
+    response = await service.prompts.start(
         Enhance(id="e1", prompt="What is the parrot called?", collections=("notes", "papers"), generate=False), "me"
     )
     frames = [frame async for frame in response.frames()]

@@ -187,7 +187,7 @@ async def test_recall_names_what_is_wrong(service: Service, request_: Recall, er
 # ------------------------------------------------------------------------------------------------ enhance
 async def test_a_response_tells_route_hops_evidence_text_and_one_end(service: Service) -> None:
     await filled(service)
-    response = await service.enhance(Enhance(id="7", session="ana", prompt="May I eat nuts?"), "me")
+    response = await service.prompts.start(Enhance(id="7", session="ana", prompt="May I eat nuts?"), "me")
     frames = await read(response)
     kinds = [type(frame) for frame in frames]
     assert kinds[:2] == [ResponseCreated, ResponseRoute]
@@ -204,7 +204,7 @@ async def test_a_response_tells_route_hops_evidence_text_and_one_end(service: Se
 
 async def test_the_model_sees_the_evidence_and_the_question(service: Service, model: OpenAIServer) -> None:
     await filled(service)
-    await read(await service.enhance(Enhance(id="7", session="ana", prompt="May I eat nuts?"), "me"))
+    await read(await service.prompts.start(Enhance(id="7", session="ana", prompt="May I eat nuts?"), "me"))
     sent = " ".join(message["content"] for message in model.requests[-1]["messages"])
     assert "allergic to nuts" in sent
     assert "May I eat nuts?" in sent
@@ -212,7 +212,9 @@ async def test_the_model_sees_the_evidence_and_the_question(service: Service, mo
 
 async def test_generate_false_stops_at_the_evidence(service: Service, model: OpenAIServer) -> None:
     await filled(service)
-    frames = await read(await service.enhance(Enhance(id="7", session="ana", prompt="nuts?", generate=False), "me"))
+    frames = await read(
+        await service.prompts.start(Enhance(id="7", session="ana", prompt="nuts?", generate=False), "me")
+    )
     assert isinstance(frames[-2], ResponseEvidence)
     assert frames[-1].finish_reason == "evidence"  # type: ignore[union-attr]
     assert model.requests == []
@@ -225,7 +227,7 @@ async def test_what_is_far_less_likely_than_the_best_does_not_reach_the_model(se
         request = Enhance(
             id="7", session="ana", prompt="nuts and bolts", evidence=EvidenceChoice(**choice), generate=False
         )
-        frames = await read(await service.enhance(request, "me"))
+        frames = await read(await service.prompts.start(request, "me"))
         return [item.probability for frame in frames if isinstance(frame, ResponseEvidence) for item in frame.items]
 
     every = await taken(min_share=0)
@@ -238,7 +240,7 @@ async def test_what_is_far_less_likely_than_the_best_does_not_reach_the_model(se
 async def test_cancel_ends_once_and_stops_the_model(service: Service, model: OpenAIServer) -> None:
     model.script = Script(tokens_per_s=5)
     await filled(service)
-    response = await service.enhance(
+    response = await service.prompts.start(
         Enhance(id="7", session="ana", prompt="nuts?", generate=GenerateChoice(max_tokens=1000)), "me"
     )
     seen = 0
@@ -260,7 +262,7 @@ async def test_cancel_ends_once_and_stops_the_model(service: Service, model: Ope
 
 async def test_cancel_before_anything_was_found_still_ends(service: Service) -> None:
     await filled(service)
-    response = await service.enhance(Enhance(id="7", session="ana", prompt="nuts?"), "me")
+    response = await service.prompts.start(Enhance(id="7", session="ana", prompt="nuts?"), "me")
     response.cancel("at once")
     frames = await read(response)
     kinds = [type(frame) for frame in frames if not isinstance(frame, ResponseCreated)]
@@ -273,7 +275,7 @@ async def test_a_model_that_breaks_ends_the_response_failed_and_retryable(
 ) -> None:
     model.script = Script(close_after=2)
     await filled(service)
-    frames = await read(await service.enhance(Enhance(id="7", session="ana", prompt="nuts?"), "me"))
+    frames = await read(await service.prompts.start(Enhance(id="7", session="ana", prompt="nuts?"), "me"))
     done = frames[-1]
     assert isinstance(done, ResponseDone)
     assert done.status == "failed"
@@ -286,14 +288,16 @@ async def test_length_is_incomplete(service: Service, model: OpenAIServer) -> No
     model.script = Script()
     await filled(service)
     request = Enhance(id="7", session="ana", prompt="nuts?", generate=GenerateChoice(max_tokens=5))
-    done = (await read(await service.enhance(request, "me")))[-1]
+    done = (await read(await service.prompts.start(request, "me")))[-1]
     assert (done.status, done.finish_reason) == ("incomplete", "length")  # type: ignore[union-attr]
 
 
 async def test_remember_writes_prompt_and_answer_but_never_what_was_recalled(service: Service) -> None:
     await filled(service)
-    await read(await service.enhance(Enhance(id="7", session="ana", prompt="May I eat nuts?", remember=True), "me"))
-    items, _ = await service.list_items("ana", None, None, 50)
+    await read(
+        await service.prompts.start(Enhance(id="7", session="ana", prompt="May I eat nuts?", remember=True), "me")
+    )
+    items, _ = await service.items.page("ana", None, None, 50)
     assert [(item.role, item.text) for item in items[3:]] == [
         ("user", "May I eat nuts?"),
         ("assistant", "No nuts please"),
@@ -306,23 +310,34 @@ async def test_metrics_come_when_asked(service: Service, model: OpenAIServer) ->
     request = msgspec.json.decode(
         b'{"type":"enhance","id":"7","session":"ana","prompt":"nuts?","metrics":{"every_ms":100}}', type=Enhance
     )
-    metrics = [f for f in await read(await service.enhance(request, "me")) if isinstance(f, ResponseMetrics)]
+    metrics = [f for f in await read(await service.prompts.start(request, "me")) if isinstance(f, ResponseMetrics)]
     assert metrics[-1].tokens == 30
     assert metrics[-1].entropy_bits > 0
+
+
+async def test_one_key_that_comes_several_times_at_once_starts_one_response(service: Service) -> None:
+    await filled(service)
+    request = Enhance(id="7", session="ana", prompt="nuts?", key="k", generate=False)
+    first, *others = await asyncio.gather(*(service.prompts.start(request, f"me{n}") for n in range(3)))
+    assert [other is first for other in others] == [True, True]
+    assert not service.prompts._starting
+    with pytest.raises(InvalidRequest, match="another request"):
+        await service.prompts.start(msgspec.structs.replace(request, prompt="tea?"), "me")
+    await read(first)
 
 
 async def test_running_responses_are_bounded_and_the_slot_comes_back(service: Service, model: OpenAIServer) -> None:
     model.script = Script(tokens_per_s=20)
     await filled(service)
     request = Enhance(id="7", session="ana", prompt="nuts?")
-    running = [await service.enhance(request, f"me{n}") for n in range(4)]
+    running = [await service.prompts.start(request, f"me{n}") for n in range(4)]
     with pytest.raises(LimitExceeded, match="max_running_responses"):
-        await service.enhance(request, "one more")
+        await service.prompts.start(request, "one more")
     for response in running:
         response.cancel()
     await asyncio.gather(*(read(response) for response in running))
     model.script = Script(num_tokens=1)
-    await read(await service.enhance(request, "again"))
+    await read(await service.prompts.start(request, "again"))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +357,7 @@ async def test_running_responses_are_bounded_and_the_slot_comes_back(service: Se
 async def test_enhance_names_what_is_wrong_before_it_starts(service: Service, request_: Enhance, pointer: str) -> None:
     await filled(service)
     with pytest.raises(InvalidRequest) as caught:
-        await service.enhance(request_, "me")
+        await service.prompts.start(request_, "me")
     assert caught.value.pointer == pointer
     assert service.responses.running() == 0
 
@@ -351,7 +366,7 @@ async def test_explained_routes_carry_their_terms(service: Service) -> None:
     await filled(service)
     await service.write(Write(id="3", collection="papers", items=(WireItem(text="A paper on nuts and bolts."),)))
     request = Enhance(id="7", session="ana", prompt="nuts", route=RouteChoice(explain=True), generate=False)
-    route = next(f for f in await read(await service.enhance(request, "me")) if isinstance(f, ResponseRoute))
+    route = next(f for f in await read(await service.prompts.start(request, "me")) if isinstance(f, ResponseRoute))
     assert any(hop.terms for hop in route.hops)
     assert all(hop.why for hop in route.hops)
 
@@ -360,22 +375,22 @@ async def test_explained_routes_carry_their_terms(service: Service) -> None:
 async def test_forget_by_filter_counts_first_then_forgets(service: Service) -> None:
     await filled(service)
     which = msgspec.json.decode(b'{"field": "item_id", "in": ["i0", "i2"]}', type=Filter)
-    assert await service.forget("ana", None, which, dry_run=True) == (2, [])
-    count, receipts = await service.forget("ana", None, which)
+    assert await service.items.forget("ana", None, which, dry_run=True) == (2, [])
+    count, receipts = await service.items.forget("ana", None, which)
     assert count == 2
     assert [(r.forgotten, r.before.items, r.after.items) for r in receipts] == [(2, 3, 1)]
     found = await service.recall(Recall(id="2", session="ana", text="nuts parrot allergic", k=10))
     assert all(item.text == NUTS[1] for item in found.evidence)
     with pytest.raises(NotFound):
-        await service.get_item("ana", None, "i0")
+        await service.items.get("ana", None, "i0")
 
 
 async def test_delete_item_gives_a_receipt(service: Service) -> None:
     await filled(service)
-    receipt = await service.delete_item("ana", None, "i1")
+    receipt = await service.items.delete("ana", None, "i1")
     assert (receipt.forgotten, receipt.before.items, receipt.after.items) == (1, 3, 2)
     with pytest.raises(NotFound):
-        await service.delete_item("ana", None, "i1")
+        await service.items.delete("ana", None, "i1")
 
 
 async def test_a_deleted_session_is_gone_with_its_items(service: Service) -> None:
@@ -390,12 +405,12 @@ async def test_a_deleted_session_is_gone_with_its_items(service: Service) -> Non
 
 async def test_a_paused_session_refuses_until_it_is_resumed(service: Service) -> None:
     await filled(service)
-    await service.pause_session("ana")
+    await service.sessions.pause("ana")
     with pytest.raises(SessionClosed):
         await service.recall(Recall(id="2", session="ana", text="nuts"))
     with pytest.raises(SessionClosed):
-        await service.enhance(Enhance(id="7", session="ana", prompt="nuts?"), "me")
-    await service.resume_session("ana")
+        await service.prompts.start(Enhance(id="7", session="ana", prompt="nuts?"), "me")
+    await service.sessions.resume("ana")
     await service.recall(Recall(id="2", session="ana", text="nuts"))
 
 
@@ -407,11 +422,11 @@ async def test_an_item_whose_time_is_over_is_not_recalled(service: Service, cloc
 
 
 async def test_health_is_ready_and_names_what_is_down(service: Service) -> None:
-    assert service.health()["ready"]
+    assert service.health.report()["ready"]
     from dataclasses import replace
 
     service.runtime.health["shelf"] = replace(service.runtime.health["shelf"], up=False)
-    told = service.health()
+    told = service.health.report()
     assert not told["ready"]
     assert told["degraded"][0]["what"] == "node shelf"
 

@@ -57,7 +57,7 @@ async def serving(folder: Path, model: OpenAIServer) -> AsyncIterator[Service]:
 
 
 def counts(service: Service) -> SnapshotStats:
-    service.network()
+    service.runtime.views()
     return service.runtime.snapshots()["front"][1]
 
 
@@ -83,7 +83,7 @@ async def test_a_server_starts_from_what_the_last_one_left_and_files_hold_nothin
         again = await service.recall(ask)
         assert again.evidence == first.evidence
         assert counts(service).restored == 1
-        receipt = await service.delete_item("ana", None, "i0", False)
+        receipt = await service.items.delete("ana", None, "i0", False)
         assert receipt.forgotten == 1
         assert files() == []
         await until(lambda: len(files()) == 1)  # and soon there is one without it
@@ -96,10 +96,10 @@ async def test_a_server_starts_from_what_the_last_one_left_and_files_hold_nothin
 async def test_health_says_when_none_can_be_made(tmp_path: Path, model: OpenAIServer) -> None:
     (tmp_path / "snapshots").write_text("no directory")
     async with serving(tmp_path, model) as service:
-        assert service.health()["degraded"] == []
+        assert service.health.report()["degraded"] == []
         await filled(service)
         await until(lambda: counts(service).failed > 0)
-        told = service.health()
+        told = service.health.report()
         assert told["ready"]
         [one] = told["degraded"]
         assert (one["what"], one["since"] > 0) == ("snapshots", True)

@@ -96,7 +96,7 @@ async def get_openapi(request: Request) -> Response:
 
 def _report(request: Request) -> HealthOut:
     service = gate(request).service
-    found = service.whole.health()
+    found = service.whole.health.report()
     if not principal(request).may("network:operate"):
         return HealthOut(ready=found["ready"], state=found.get("state", ""), version="", topology="", degraded=())
     degraded = tuple(Degraded(d["what"], time_out(d["since"]) or "", d["detail"]) for d in found["degraded"])
