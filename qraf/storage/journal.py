@@ -17,12 +17,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, insert, select, update
 
 from qraf.clock import Clock, SystemClock
-from qraf.errors import QuotaExceeded
+from qraf.errors import QuotaExceeded, StorageFailed
 from qraf.records import session_memory
 from qraf.storage import tables
 from qraf.storage.answers import AnswerTable
 from qraf.storage.chunks import chunks
-from qraf.storage.database import is_in_memory, migrate, next_numbers, open_engine
+from qraf.storage.database import is_in_memory, migrate, next_numbers, open_engine, shown_url
 from qraf.storage.fences import Fence, FenceTable, hold
 from qraf.storage.items import ItemStore, is_kept
 from qraf.storage.keys import KeyTable
@@ -98,6 +98,12 @@ class Journal(ItemStore):
             journal = cls(engine, clock, is_shared, masters, makes)
             if makes and not used:
                 journal._mark()
+        except StorageFailed as fault:
+            engine.dispose()
+            if not leads:  # what a host says may reach clients
+                raise
+            told = f"{fault.reason} (the journal is {shown_url(url)})"
+            raise StorageFailed(fault.what, told, fault.retry_after_ms) from fault.__cause__
         except BaseException:
             engine.dispose()
             raise

@@ -10,6 +10,7 @@ or not" before an insert) then holds here too. Gateways group their writes, so t
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import psycopg
@@ -26,6 +27,7 @@ DRIVERS = ("postgresql", "postgresql+psycopg", "postgres")
 _CONNECT_S = 3
 _LOCK_S = 10.0  # how long a write waits for others
 _IDLE_S = 30.0  # a process that stops in the middle of a write must not stop the others for longer
+_NAMES = re.compile(r"""(?<=port )\d+|(?<!\w)(?:"[^"]*"|'[^']*'|\([\da-f.:]+\))""", re.IGNORECASE)
 # what passes: shutdown and start of the server, too many connections, a standby that takes over, a lost race
 _PASSING = ("57P01", "57P02", "57P03", "53300", "25006", "40001", "40P01")
 
@@ -75,11 +77,15 @@ def is_lost(fault: BaseException | None) -> bool:
 
 
 def reason(fault: BaseException | None) -> str:
-    """What went wrong, without values: the server quotes them in the errors of classes 22 and 23."""
+    """What went wrong, as clients may hear it.
+
+    Without values, which the server quotes in the errors of classes 22 and 23, and without the hosts, users and
+    databases that are named where there is no connection.
+    """
     if not isinstance(fault, psycopg.Error):
         return type(fault).__name__
-    if fault.sqlstate is None:
-        return " ".join(str(fault).split())[:300] or type(fault).__name__
+    if fault.sqlstate is None or fault.sqlstate[:2] in ("28", "3D"):
+        return _NAMES.sub("...", " ".join(str(fault).split()))[:300] or type(fault).__name__
     if fault.sqlstate[:2] in ("22", "23"):
         return f"the server refused a value ({type(fault).__name__}, SQLSTATE {fault.sqlstate})"
     return f"{fault.diag.message_primary or type(fault).__name__} (SQLSTATE {fault.sqlstate})"

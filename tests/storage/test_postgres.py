@@ -5,11 +5,13 @@ import socket
 import threading
 import time
 
+import psycopg
 import pytest
 
 from qraf.clock import FakeClock
 from qraf.errors import StorageFailed
 from qraf.storage import database, line
+from qraf.storage import postgres as postgres_storage
 from qraf.storage.journal import Draft, Journal, SessionRecord
 from tests import postgres
 
@@ -135,11 +137,27 @@ def test_a_server_that_is_not_there_is_named_without_the_password(monkeypatch):
     monkeypatch.setattr(line, "PATIENCE_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with pytest.raises(StorageFailed, match=f"port {port} failed") as caught:
+    with pytest.raises(StorageFailed, match=rf"refused.*postgresql://ann:\*\*\*@127.0.0.1:{port}/qraf") as caught:
         Journal.open(f"postgresql://ann:hunter2@127.0.0.1:{port}/qraf")
     assert caught.value.retry_after_ms == 1000
     assert "hunter2" not in str(caught.value)
     assert database.shown_url(f"postgresql://ann:hunter2@127.0.0.1:{port}/qraf").count("hunter2") == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'connection to server at "db.internal" (10.0.0.5), port 6543 failed: Connection refused Is the server running?',
+        'connection to server on socket "/run/db.internal/.s.PGSQL.6543" failed: No such file or directory',
+        'FATAL: no pg_hba.conf entry for host "10.0.0.5", user "ann", database "db.internal", SSL off',
+        "failed to resolve host 'db.internal': [Errno -2] Name or service not known",
+        'connection is bad: connection to server at "fe80::1%eth0" (fe80::1), port 6543 failed: timeout expired',
+    ],
+)
+def test_clients_learn_no_names_from_a_server_that_is_away(said):
+    told = postgres_storage.reason(psycopg.OperationalError(said))
+    assert "..." in told
+    assert not any(name in told for name in ("db.internal", "10.0.0.5", "6543", "ann", "fe80"))
 
 
 def test_a_reader_that_follows_the_numbers_misses_nothing(url):
