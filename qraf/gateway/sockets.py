@@ -46,7 +46,7 @@ class Sockets:
     @property
     def outboxes(self) -> list[Any]:
         """The outbox of every open connection."""
-        return [stream.outbox for stream in self._streams]
+        return [stream.peer.outbox for stream in self._streams]
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection to its end."""
@@ -102,7 +102,7 @@ class Sockets:
         while self._streams:
             for stream in self._streams:
                 if not stream.is_busy:
-                    stream.end(Close.GOING_AWAY, "the server stops")
+                    stream.peer.end(Close.GOING_AWAY, "the server stops")
             if time.monotonic() >= until:
                 return
             await asyncio.sleep(_DRAIN_EVERY_S)
@@ -111,7 +111,7 @@ class Sockets:
         """Say goodbye to everyone (1001) and wait for them to be gone, a few seconds at most."""
         self._is_closing = True
         for stream in self._streams:
-            stream.end(Close.GOING_AWAY, "the server stops")
+            stream.peer.end(Close.GOING_AWAY, "the server stops")
         if self._streams:
             self._gone.clear()
             with contextlib.suppress(TimeoutError):
@@ -143,13 +143,14 @@ class Sockets:
         while self._streams:
             await asyncio.sleep(_WATCH_S)
             try:
-                faults = await self._authority.refused({one.who for one in self._streams if one.who is not None})
+                known = {one.peer.who for one in self._streams if one.peer.who is not None}
+                faults = await self._authority.refused(known)
             except Exception:  # the watch must go on whatever happens
                 log.exception("looking after the credentials of open sockets failed")
                 continue
-            for stream in tuple(self._streams):
-                if stream.who is not None and stream.who in faults:
-                    stream.refuse(faults[stream.who], "stay")
+            for peer in [stream.peer for stream in self._streams]:
+                if peer.who is not None and peer.who in faults:
+                    peer.refuse(faults[peer.who], "stay")
 
     async def _refuse(self, send: Send, code: int, reason: str) -> None:
         self._meters.closes.labels(str(code)).inc()

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import msgspec
 from ulid import ULID
 
-from qraf.frames import Metrics, NetworkDelta, NetworkSnapshot, NodeView, ServerFrame, UsageFrame, UsageToday
+from qraf.errors import LimitExceeded, NotFound, QrafError
+from qraf.frames import (
+    Ack,
+    ErrorFrame,
+    Metrics,
+    NetworkDelta,
+    NetworkSnapshot,
+    NodeView,
+    ServerFrame,
+    Unwatch,
+    UsageFrame,
+    UsageToday,
+    Watch,
+)
 from qraf.gateway.outbox import Message
+from qraf.gateway.peer import Peer
+from qraf.gateway.problems import error_body
 from qraf.records import Figures
 from qraf.sessions.tenants import TenantService
 from qraf.storage.usage import date_of
 
-__all__ = ["NetworkWatch", "SessionWatch", "Topic", "Usage", "UsageWatch", "Watched", "topic_for"]
+__all__ = ["NetworkWatch", "SessionWatch", "Topic", "Usage", "UsageWatch", "Watched", "Watches", "topic_for"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(slots=True)
@@ -56,6 +74,91 @@ class Watched:
     def take(self) -> Message:
         """The newest, as a message."""
         return self._encode(self.topic.frame())
+
+
+class Watches:
+    """What a connection does with `watch` and `unwatch`.
+
+    Args:
+        peer: who watches.
+        usage: of the connection, for its own topic.
+        most: topics that may be watched at once.
+        own: starts a task that ends with the connection.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        usage: Usage,
+        most: int,
+        own: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._peer, self._usage, self._most, self._own = peer, usage, most, own
+        self._watches: dict[str, Watched] = {}
+
+    def watch(self, command: Watch, opening: tuple[asyncio.Task[None], ...]) -> None:
+        """Begin a watch once `opening` are done, or change the pace of one; raises LimitExceeded."""
+        watched = self._watches.get(command.topic)
+        if watched is not None:
+            watched.every_s = command.every_ms / 1000
+            self._peer.answer(command.id, Ack(id=command.id, status="duplicate"))
+            return
+        if len(self._watches) >= self._most:
+            raise LimitExceeded("max_watches", self._most, len(self._watches) + 1)
+        topic = topic_for(command.topic, self._peer.service, self._usage)
+        watched = Watched(command.id, topic, command.every_ms / 1000, self._peer.message)
+        self._watches[command.topic] = watched
+        watched.task = self._own(self._follow(command.topic, watched, opening))
+
+    def unwatch(self, command: Unwatch) -> None:
+        """End a watch, if there is one."""
+        watched = self._watches.pop(command.topic, None)
+        if watched is not None:
+            self._drop(watched)
+        self._peer.answer(command.id, Ack(id=command.id, status="accepted" if watched else "not_found"))
+
+    def _drop(self, watched: Watched) -> None:
+        if watched.task is not None:
+            watched.task.cancel()
+        self._peer.outbox.remove(watched)
+        if not watched.is_answered:  # its task was stopped before it could
+            watched.is_answered = True
+            self._peer.answer(watched.id, Ack(id=watched.id, status="accepted"))
+
+    async def _follow(self, name: str, watched: Watched, opening: tuple[asyncio.Task[None], ...]) -> None:
+        topic = watched.topic
+        try:
+            if opening:
+                await asyncio.wait(opening)
+            await topic.poll()
+            watched.is_answered = True
+            self._peer.answer(watched.id, Ack(id=watched.id, status="accepted"))
+            self._put(watched)
+            while True:
+                await asyncio.sleep(watched.every_s)
+                try:
+                    if await topic.poll():
+                        self._put(watched)
+                except NotFound:
+                    raise
+                except QrafError as error:  # a node that is being restarted; the next look may find it
+                    log.info("%s: watch of %s: %s", self._peer.id, name, error)
+        except Exception as error:
+            if self._watches.get(name) is watched:
+                del self._watches[name]
+            self._peer.outbox.remove(watched)
+            if watched.is_answered:
+                self._peer.send(ErrorFrame(stream=topic.stream, error=error_body(error)))
+                if not isinstance(error, QrafError):
+                    log.exception("%s: the watch of %s failed", self._peer.id, name)
+            else:
+                watched.is_answered = True
+                self._peer.fail(watched.id, error)
+
+    def _put(self, watched: Watched) -> None:
+        if not self._peer.put(watched):
+            watched.topic.skipped += 1
+            self._peer.meters.slow.labels("skipped").inc()
 
 
 def topic_for(topic: str, service: TenantService, usage: Usage) -> Topic:

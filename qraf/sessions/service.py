@@ -13,23 +13,9 @@ from qraf import __version__
 from qraf.actors.runtime import Runtime
 from qraf.actors.services import InlineServices, Services
 from qraf.clock import Clock, SystemClock
-from qraf.errors import (
-    NodeDown,
-    QrafError,
-    SealBroken,
-    SessionClosed,
-    SessionNotFound,
-)
+from qraf.errors import NodeDown, QrafError, SealBroken, SessionClosed, SessionNotFound
 from qraf.filters import validate
-from qraf.frames import (
-    Recall,
-    RecallDone,
-    RouteOut,
-    SessionOpen,
-    SessionOpened,
-    Write,
-    WriteDone,
-)
+from qraf.frames import Recall, RecallDone, RouteOut, SessionOpen, SessionOpened, Write, WriteDone
 from qraf.network.placement import item_node, session_node
 from qraf.network.topology import Topology
 from qraf.records import Figures, ForgetReceipt, session_memory

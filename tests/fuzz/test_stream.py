@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from qraf.gateway import stream, watches
+from qraf.gateway import peer, watches
 from tests.fuzz.crowd import Crowd
 from tests.fuzz.frames import FRAMINGS, Said, drawn, frames, hellos
 from tests.fuzz.talk import Broken, Known
@@ -237,13 +237,13 @@ async def test_the_model_notices_what_is_wrong(place, monkeypatch) -> None:
     """A server that forgets an answer, skips a number, or lets a slow reader be, is caught."""
     crowd = Crowd(place, hang_s=0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(stream.Stream, "_unwatch", lambda self, command: self._connection.settle(command.id))
+        patch.setattr(watches.Watches, "unwatch", lambda self, command: self._peer.connection.settle(command.id))
         await crowd.say(0, [valid("unwatch", topic="usage")])
         with pytest.raises(Broken, match="no answer"):
             await crowd.settle()
     crowd = Crowd(place, hang_s=0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(stream.Stream, "_too_slow", lambda self, why: None)
+        patch.setattr(peer.Peer, "too_slow", lambda self, why: None)
         with pytest.raises(Broken, match="no answer"):
             await crowd.read_slowly(0, is_flooded=True)
     frame = watches.UsageWatch.frame
@@ -263,14 +263,14 @@ async def test_the_model_notices_what_is_wrong(place, monkeypatch) -> None:
 
 @pytest.mark.timeout(300)
 def test_what_fails_is_made_smaller_and_printed(house, monkeypatch) -> None:
-    unwatch = stream.Stream._unwatch
+    unwatch = watches.Watches.unwatch
 
     def failing(self, command):
         if command.topic == "else":
             raise RuntimeError
         unwatch(self, command)
 
-    monkeypatch.setattr(stream.Stream, "_unwatch", failing)
+    monkeypatch.setattr(watches.Watches, "unwatch", failing)
     with pytest.raises(Broken, match="an internal error") as caught:
         drive(house, 1)
     told = "\n".join(caught.value.__notes__)
