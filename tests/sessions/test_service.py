@@ -317,7 +317,7 @@ async def test_metrics_come_when_asked(service: Service, model: OpenAIServer) ->
 
 async def test_one_key_that_comes_several_times_at_once_starts_one_response(service: Service) -> None:
     await filled(service)
-    request = Enhance(id="7", session="ana", prompt="nuts?", key="k", generate=False)
+    request = Enhance(id="7", session="ana", prompt="nuts?", key="k", again=True, generate=False)
     first, *others = await asyncio.gather(*(service.prompts.start(request, f"me{n}") for n in range(3)))
     assert [other is first for other in others] == [True, True]
     assert not service.prompts._starting
