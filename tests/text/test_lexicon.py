@@ -56,7 +56,12 @@ def test_any_text_gives_ascending_ids(text: str) -> None:
 def test_a_very_long_run_is_cut() -> None:
     [stem] = stems("x" * 100_000)
     assert len(stem) <= 64
-    assert words("x" * 100_000) == 1
+
+
+def test_a_run_that_is_many_tokens_is_many_words() -> None:
+    assert words("a" * 16) == words("ж" * 8) == 1
+    assert words("a" * 17) == words("a" * 20) == words("ж" * 10) == 2
+    assert words("\ud800" + "x" * 100_003) == 24_998
 
 
 def test_words_are_what_stands_between_spaces() -> None:
