@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from qraf.clock import FakeClock
 from qraf.errors import InvalidState, NodeDown, NotAvailable, SealBroken, StorageFailed
-from qraf.storage import database
+from qraf.storage import database, snapshot_files
 from qraf.storage.fences import Fence
 from qraf.storage.journal import Draft, Journal
 from qraf.storage.seal import DataKey, NotOpened, new_key
@@ -140,6 +140,15 @@ def test_a_place_that_was_emptied_or_made_by_another_is_found_again(store, tmp_p
     assert second != first
     (tmp_path / "snapshots" / "store-id").write_text("0" * 32)
     assert store.make() == store.find() == "0" * 32
+
+
+@pytest.mark.parametrize("left", ["", "0123"])
+def test_a_place_whose_name_was_torn_by_a_full_disk_is_named_anew(store, tmp_path, monkeypatch, left):
+    monkeypatch.setattr(snapshot_files, "_WAIT_S", 0.05)
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "store-id").write_text(left)
+    assert store.make() == store.find() == (tmp_path / "snapshots" / "store-id").read_text()
+    assert len(store.find()) == 32
 
 
 def test_what_is_given_up_while_it_is_written_leaves_no_file(store, tmp_path):
