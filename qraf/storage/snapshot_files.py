@@ -165,13 +165,13 @@ class SnapshotStore:
             if self._is_local:
                 Path(self._root).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_folder(self._root)
-            id = secrets.token_hex(_ID_LENGTH // 2).encode()
+            own = secrets.token_hex(_ID_LENGTH // 2).encode()
             with contextlib.suppress(FileExistsError):
-                self._fs.pipe_file(self._path(_ID), id, mode="create")
+                self._fs.pipe_file(self._path(_ID), own, mode="create")
             give_up = time.monotonic() + _WAIT_S
             while not (found := self.find()):  # another process has just made it
                 if time.monotonic() > give_up:  # or died in the middle, or its disk was full
-                    self._fs.pipe_file(self._path(_ID), id)
+                    self._fs.pipe_file(self._path(_ID), own)
                     if not (found := self.find()):
                         raise StorageFailed("make the place of snapshots", f"{_ID} is not readable")
                     break
