@@ -153,6 +153,16 @@ def test_bad_line_is_named_by_file_and_line(tmp_path: Path) -> None:
         list(read_items(str(tmp_path / "latin.txt"), None, None, 1000))
 
 
+@pytest.mark.parametrize(
+    "arguments", [("write", "latin"), ("recall", os.fsdecode(b"caf\xe9"), "--collection", "papers")]
+)
+def test_bytes_that_are_no_text_are_told(arguments, url: str) -> None:
+    command = [sys.executable, "-m", "qraf.cli", *arguments, "--url", url]
+    done = subprocess.run(command, input=b"caf\xe9\n", capture_output=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    assert (done.returncode, done.stderr.count(b"Traceback")) == (1, 0)
+    assert b"what was given is no UTF-8 text" in done.stderr
+
+
 def test_long_document_is_cut_where_it_may_be(tmp_path: Path) -> None:
     file = tmp_path / "long.md"
     text = "\n\n".join(f"Paragraph {number} with an é." for number in range(200))

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console, ConsoleOptions
 from rich.segment import Segment
 
-from qraf.errors import CannotConnect, ConnectionLost, QrafError, ServerError
+from qraf.errors import CannotConnect, ConnectionLost, InvalidRequest, QrafError, ServerError
 
 __all__ = ["FAILED", "NO_SERVER", "console", "errors", "facts", "guarded", "print_json", "run", "shown"]
 
@@ -84,6 +84,11 @@ def run(work: Coroutine[Any, Any, T], as_json: bool = False) -> T:
             raise typer.Exit(130) from None
         except asyncio.CancelledError:  # SIGTERM, where the command listens to it
             raise typer.Exit(143) from None
+        except UnicodeEncodeError as error:
+            if error.reason != "surrogates not allowed":
+                raise
+            # arguments and standard input bring bytes that are no text as halves of surrogate pairs
+            raise InvalidRequest("what was given is no UTF-8 text") from None
 
 
 def facts(error: QrafError) -> dict[str, Any]:
