@@ -267,13 +267,17 @@ class NodeDown(QrafError, ConnectionError):
 
 
 class EngineFailed(QrafError, ConnectionError):
-    """The language model's server refused, failed, or went away in the middle of an answer."""
+    """The language model's server refused, failed, or went away in the middle of an answer.
 
-    code, title, status, retryable = "engine_failed", "Generator failed", 502, True
+    Not retryable where the server found fault with the prompt itself (`is_final`): that stays so.
+    """
 
-    def __init__(self, model: str, reason: str) -> None:
-        super().__init__(model, reason)
+    code, title, status = "engine_failed", "Generator failed", 502
+
+    def __init__(self, model: str, reason: str, is_final: bool = False) -> None:
+        super().__init__(model, reason, is_final)
         self.model, self.reason = model, reason
+        self.retryable = not is_final
 
     def __str__(self) -> str:
         return f"generator '{self.model}' failed: {self.reason}"

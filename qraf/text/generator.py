@@ -27,6 +27,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _MAX_ERROR_BYTES = 65536
 _MAX_LINE_BYTES = 1 << 20  # one event; a server that sends more without a line end is not one of ours
 _RETRY_AFTER_MS = 1000
+_OF_THE_PROMPT = (400, 413, 422)  # statuses by which servers refuse what is asked, not that it is asked now
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,8 @@ class Generator:
             raise EngineFailed(model, f"no answer from {endpoint.url}: {_reason(error)}") from error
         try:
             if response.status_code != 200:
-                raise EngineFailed(model, f"HTTP {response.status_code}: {await _refusal(response)}")
+                status = response.status_code
+                raise EngineFailed(model, f"HTTP {status}: {await _refusal(response)}", status in _OF_THE_PROMPT)
             async for piece in self._pieces(response, model, deadline):
                 yield piece
         finally:

@@ -149,6 +149,7 @@ async def test_a_refusal_says_status_and_reason(make: Make, status: int, body: s
         await read(generator)
     assert caught.value.model == "scripted"
     assert caught.value.reason.startswith(reason)
+    assert caught.value.retryable == (status != 400)
 
 
 async def test_a_wrong_key_is_a_refusal(make: Make) -> None:
