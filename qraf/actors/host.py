@@ -40,6 +40,8 @@ __all__ = ["CodeWriter", "Host"]
 
 Key = tuple[str, str]  # node and memory
 
+_WARM_S = 10.0  # how long a close waits for a memory that is being read
+
 _log = logging.getLogger(__name__)
 _orders = msgspec.msgpack.Decoder(list[StateOrder])
 
@@ -131,6 +133,7 @@ class Host:
         self.nodes: dict[str, Node] = {}
         self._snapshots: Snapshots | None = None
         self._keeper: Keeper | None = None
+        self._warming: threading.Thread | None = None
 
     def adopt(self, spell: Spell) -> HostReport:
         """Become host `spell.name` under a new epoch; its collections are rebuilt in the background.
@@ -178,7 +181,8 @@ class Host:
                 }
                 if self._snapshots is not None:
                     self._keeper = Keeper(list(self.nodes.values()), self._snapshots)
-                threading.Thread(target=self._warm, args=(list(self.nodes.values()),), name="warm", daemon=True).start()
+                self._warming = threading.Thread(target=self._warm, args=(list(self.nodes.values()),), daemon=True)
+                self._warming.start()
         return self.ping()
 
     def ping(self) -> HostReport:
@@ -337,6 +341,8 @@ class Host:
         self._readers.shutdown(wait=True)
         self._writers.shutdown(wait=True)
         self._keepers.shutdown(wait=True)
+        if self._warming is not None:  # it reads the journal, which whoever closes this host may close next
+            self._warming.join(_WARM_S)
         self._codes.close()
         if self._keeper is not None and self._snapshots is not None:
             self._keeper.close(self._snapshots.settings.drain_s)
@@ -401,9 +407,10 @@ class Host:
             NodeAnswer(node, self.name, memory, one.evidence, one.mass, one.items_scanned, figures, ms) for one in found
         ]
 
-    @staticmethod
-    def _warm(nodes: list[Node]) -> None:
+    def _warm(self, nodes: list[Node]) -> None:
         for node in nodes:
+            if self._closed:
+                return
             try:
                 node.warm()
             except QrafError as error:
