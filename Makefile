@@ -39,8 +39,9 @@ test: setup      ## the whole suite: first what needs neither Ray nor a model, t
 	$(BIN)/pytest -m "ray or model" $(ARGS) || [ $$? = 5 ] || failed=1; \
 	exit $$failed
 
+# one worker more than there are cores: tests wait for clocks and sockets now and then
 quick: setup     ## no Ray, no models, no servers: about 20 s
-	$(BIN)/pytest -n auto -p no:schemathesis --hypothesis-profile quick -m "not ray and not model and not slow" $(ARGS)
+	$(BIN)/pytest -n $$($(BIN)/python -c 'import os; print(1 + (os.cpu_count() or 1))') -p no:schemathesis --hypothesis-profile quick -m "not ray and not model and not slow" $(ARGS)
 
 soak: setup      ## 8,000 idle sockets and one that never reads; needs 8,500 open files in two processes
 	QRAF_SOAK_SOCKETS=8000 $(BIN)/pytest -s tests/gateway/test_many_sockets.py $(ARGS)
