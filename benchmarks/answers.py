@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from benchmarks.scoring import Scorer
 
 CONTEXTS = ("closed", "random", "dense10", "qraf", "gold")
-_FOUND = CONTEXTS[1:4]
+_BY_EVIDENCE = CONTEXTS[1:4]
 _At = tuple[str, int]  # a question: its conversation, its row there
 _ANSWER = "Answer:"  # opens the assistant's turn, so that the model does not spend bits on how to begin
 _MAX_ANSWER_TOKENS = 16
@@ -252,7 +252,7 @@ def _result(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for rows in (every, draws)
     )
     gap, gaps, pooled_gap, pooled_gaps = (
-        {context: _gap(one, context) for context in _FOUND} for one in (bits, resampled, pooled, pools)
+        {context: _gap(one, context) for context in _BY_EVIDENCE} for one in (bits, resampled, pooled, pools)
     )
     return {
         "questions": len(measured),
